@@ -1,0 +1,1 @@
+"""Questions with checkable answers; a task never sees a model."""

@@ -1,0 +1,139 @@
+"""The box task: a stack of coloured boxes, a few moves, what is the stack now?
+
+A level "4-3" has 4 boxes and 3 moves. The hard levels need only the kinds of moves that the easy ones show, in longer chains on
+taller stacks. Every box has its own colour, so that a colour names a box.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from schoolhouse.tasks.task import (
+    FORMAT_REWARD,
+    Example,
+    Split,
+    Verdict,
+    check_request,
+    example_id,
+    judge_reply,
+    question_conversation,
+    rng_for,
+    take_distinct,
+)
+from schoolhouse.text.records import Conversation
+
+LEVELS = ("2-1", "3-1", "3-2", "3-3", "4-2", "4-3", "5-3", "5-4", "6-5", "6-6")
+TRACE_LEVELS = ("2-1", "3-1", "3-2")
+
+# Common words that byte-pair vocabularies hold whole with a leading space, so that a trace does not fall apart.
+COLOURS = (
+    "red", "blue", "yellow", "green", "black", "white", "orange", "purple", "pink", "brown", "gray", "gold", "silver",
+)  # fmt: skip
+
+# Two wordings a move; both mean the same, and no wording of one move can be read as another.
+WORDINGS = {
+    "top": ("Put the {c} box on top.", "Move the {c} box to the top."),
+    "bottom": ("Put the {c} box at the bottom.", "Move the {c} box to the bottom."),
+    "remove": ("Take away the {c} box.", "Remove the {c} box."),
+    "remove-top": ("Take away the top box.", "Remove the top box."),
+    "add": ("Add a new {c} box on top.", "Put a new {c} box on top."),
+}
+_NOTES = {
+    "top": "put {c} on top",
+    "bottom": "put {c} at the bottom",
+    "remove": "take away {c}",
+    "remove-top": "take away {c}",
+    "add": "add {c} on top",
+}
+# Moves of boxes within the stack are drawn more often than those that only look at its top.
+_WEIGHTS = {"top": 3, "bottom": 3, "remove": 2, "remove-top": 1, "add": 2}
+_SEPARATORS = re.compile(r"[\s,;]+")
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move: its kind (a key of WORDINGS) and the colour of the box that moves, comes or goes."""
+
+    kind: str
+    colour: str
+
+
+def apply_move(stack: tuple[str, ...], move: Move) -> tuple[str, ...]:
+    """Return the stack (bottom first) after a move."""
+    if move.kind == "add":
+        return (*stack, move.colour)
+    rest = tuple(colour for colour in stack if colour != move.colour)
+    if move.kind == "top":
+        return (*rest, move.colour)
+    return (move.colour, *rest) if move.kind == "bottom" else rest
+
+
+def draw_move(rng: random.Random, stack: tuple[str, ...], unused: list[str]) -> Move:
+    """Draw a move that changes the stack and leaves at least one box; a new box takes its colour from `unused`."""
+    kinds = ["top", "bottom", "remove", "remove-top", "add"] if len(stack) > 1 else ["add"]
+    kind = rng.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
+    if kind == "add":
+        return Move(kind, unused.pop())
+    if kind == "remove-top":
+        return Move(kind, stack[-1])
+    movable = {"top": stack[:-1], "bottom": stack[1:], "remove": stack}[kind]
+    return Move(kind, rng.choice(movable))
+
+
+def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: int, *, trace: bool) -> Example:
+    """Draw one puzzle of a level, with its worked trace if asked for."""
+    colours = rng.sample(COLOURS, len(COLOURS))
+    stack, unused = tuple(colours[:boxes]), colours[boxes:]
+    sentences = [f"Boxes from bottom to top: {', '.join(stack)}."]
+    lines = []
+    for _ in range(moves):
+        move = draw_move(rng, stack, unused)
+        stack = apply_move(stack, move)
+        sentences.append(rng.choice(WORDINGS[move.kind]).format(c=move.colour))
+        lines.append(f"{_NOTES[move.kind].format(c=move.colour)}: {' '.join(stack)}")
+    sentences.append("What is the stack now, from bottom to top?")
+    question = " ".join(sentences)
+    worked = "\n".join(lines) if trace else None
+    return Example(example_id(task, level, question), task, level, question, ", ".join(stack), worked)
+
+
+def same_stack(answer: str) -> Callable[[str], bool]:
+    """Return a check that a text names the boxes of `answer` in its order; case, spaces and comma style do not matter."""
+    expected = _colours(answer)
+    return lambda text: _colours(text) == expected
+
+
+def _colours(text: str) -> list[str]:
+    return _SEPARATORS.split(text.strip(" \t\r\n,;.").lower())
+
+
+@dataclass(frozen=True)
+class BoxTask:
+    """Puzzles about a stack of coloured boxes."""
+
+    format_reward: float = FORMAT_REWARD
+    name: str = "boxes"
+    levels: tuple[str, ...] = LEVELS
+    trace_levels: tuple[str, ...] = TRACE_LEVELS
+
+    def examples(self, split: Split, level: str, n: int, seed: int) -> list[Example]:
+        """Return n puzzles of a level, distinct while the level has enough of them."""
+        check_request(self.name, self.levels, split, level, n)
+        return take_distinct(self._stream(split, level, seed), split, n)
+
+    def _stream(self, split: Split, level: str, seed: int) -> Iterator[Example]:
+        rng = rng_for(self.name, split, level, seed)
+        boxes, moves = (int(part) for part in level.split("-"))
+        while True:
+            yield draw_example(rng, self.name, level, boxes, moves, trace=level in self.trace_levels)
+
+    def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
+        """Score a reply: the colours in the right order, bottom first."""
+        return judge_reply(
+            reply_text, same_stack(example.answer), thinking=thinking, format_reward=self.format_reward
+        )
+
+    def conversation(self, example: Example, thinking: bool = True) -> Conversation:
+        """Return the prompt that puts the puzzle to a model."""
+        return question_conversation(example, thinking)

@@ -1,0 +1,140 @@
+"""What a task is: questions by level, and a judge for replies, written once for training and for evaluation."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from schoolhouse.core.errors import TaskError
+from schoolhouse.text.records import Conversation, Message
+from schoolhouse.text.reply import parse_reply, render_reply
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+TEST_SHARE = 0.2
+FORMAT_REWARD = 0.1
+
+# One short sentence, the same for every task: a shared prefix is computed once for all prompts of a batch.
+SYSTEM_THINKING = "Think in <think></think>, then give only the result in <answer></answer>."
+SYSTEM_DIRECT = "Give only the result in <answer></answer>."
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its right answer; `trace` is a worked solution, only ever given on a task's trace levels."""
+
+    id: str
+    task: str
+    level: str
+    question: str
+    answer: str
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reply is worth: a score in [0, 1], its parts, and what was wrong in words."""
+
+    score: float
+    parts: dict[str, float] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A source of questions and their judge. Levels are ordered, the easiest first."""
+
+    @property
+    def name(self) -> str:
+        """The task's name, as recipes and reports write it."""
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """All levels, the easiest first."""
+
+    @property
+    def trace_levels(self) -> tuple[str, ...]:
+        """The levels whose examples carry a worked trace."""
+
+    def examples(self, split: Split, level: str, n: int, seed: int) -> list[Example]:
+        """Return up to n questions of a level; the same arguments give the same questions, and the splits never meet."""
+
+    def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
+        """Score any reply whatever; never raise."""
+
+    def conversation(self, example: Example, thinking: bool = True) -> Conversation:
+        """Return the prompt that puts the question to a model."""
+
+
+def question_conversation(example: Example, thinking: bool = True) -> Conversation:
+    """Put a question: one system sentence on the form of the reply, then the question as it stands."""
+    system = SYSTEM_THINKING if thinking else SYSTEM_DIRECT
+    meta = {"task": example.task, "level": example.level, "id": example.id}
+    return Conversation((Message("system", system), Message("user", example.question)), meta)
+
+
+def worked_conversation(example: Example, thinking: bool = True) -> Conversation:
+    """Return a question with its right reply: the trace as thinking, or only the answer; raise TaskError without a trace."""
+    if example.trace is None:
+        raise TaskError(f"example {example.id} of level {example.level} has no worked trace to learn from")
+    reply = render_reply(example.trace if thinking else None, example.answer)
+    return question_conversation(example, thinking).plus("assistant", reply)
+
+
+def judge_reply(
+    reply_text: str, right: Callable[[str], bool], *, thinking: bool = True, format_reward: float = FORMAT_REWARD
+) -> Verdict:
+    """Score a reply: 1 if it is well-formed and `right` says so of its answer, `format_reward` if only well-formed, else 0."""
+    reply = parse_reply(reply_text, thinking=thinking)
+    if not reply.well_formed or reply.answer is None:
+        return Verdict(0.0, {"answer": 0.0, "format": 0.0}, reply.problem)
+    if right(reply.answer):
+        return Verdict(1.0, {"answer": 1.0, "format": 1.0})
+    return Verdict(format_reward, {"answer": 0.0, "format": 1.0}, f"wrong answer: {reply.answer[:60]!r}")
+
+
+def split_of(question: str) -> Split:
+    """Return the split that a question belongs to for ever: a fifth of all texts, by their hash, are test."""
+    share = int.from_bytes(hashlib.sha256(question.encode("utf-8", "replace")).digest()[:8], "big") / 2**64
+    return "test" if share < TEST_SHARE else "train"
+
+
+def example_id(task: str, level: str, question: str) -> str:
+    """Return a short id that depends on nothing but the task, the level and the question."""
+    return f"{task}/{level}/{hashlib.sha256(question.encode('utf-8', 'replace')).hexdigest()[:12]}"
+
+
+def rng_for(task: str, split: str, level: str, seed: int) -> random.Random:
+    """Return the random numbers of one list of examples, the same on every machine."""
+    return random.Random(f"{task}/{split}/{level}/{seed}")
+
+
+def check_request(task: str, levels: Sequence[str], split: str, level: str, n: int) -> None:
+    """Raise TaskError for a level or split that does not exist, or a count below zero."""
+    if level not in levels:
+        raise TaskError(f"task {task} has no level {level!r}; its levels are {', '.join(levels)}")
+    if split not in SPLITS:
+        raise TaskError(f"no split {split!r}; there are {' and '.join(SPLITS)}")
+    if n < 0:
+        raise TaskError(f"{n} examples asked for; ask for 0 or more")
+
+
+def take_distinct(stream: Iterator[Example], split: Split, n: int) -> list[Example]:
+    """Take n examples of a split from an endless stream, distinct while the level has enough questions.
+
+    After a long run of repeats the level counts as used up and repeats are taken as they come.
+    """
+    chosen: list[Example] = []
+    seen: set[str] = set()
+    stale = 0
+    while len(chosen) < n:
+        example = next(stream)
+        if split_of(example.question) != split:
+            continue
+        stale = stale + 1 if example.question in seen else 0
+        if stale and stale < 200 + 4 * len(seen):
+            continue
+        seen.add(example.question)
+        chosen.append(example)
+    return chosen

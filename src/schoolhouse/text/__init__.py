@@ -1,0 +1,1 @@
+"""Text that knows no tensors: records, the tokenizer, the chat format and the form of a reply."""

@@ -1,0 +1,82 @@
+"""The form of a reply: `<think>...</think>` and then `<answer>...</answer>`, parsed strictly.
+
+The parser decides rewards, so that it gives nothing away: each tag exactly once, in this order, spelt exactly so, something in
+each block, and nothing but white space around them.
+"""
+
+import re
+from dataclasses import dataclass
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+
+_TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply taken apart.
+
+    `reasoning` and `answer` are None where there is no such block; `problem` says in words why a reply is not
+    `well_formed`; `stop` tells that the model ended the reply itself (set by ChatFormat.parse, which sees the token).
+    """
+
+    reasoning: str | None
+    answer: str | None
+    well_formed: bool
+    problem: str | None
+    stop: bool = False
+
+
+def parse_reply(text: str, *, thinking: bool = True) -> Reply:
+    """Parse any string; never raise.
+
+    With `thinking` a well-formed reply is one think block and then one answer block; without it, one answer block only.
+    `answer` is also given for replies that are not well-formed, as long as they hold exactly one whole answer block.
+    """
+    tags = [(match.group(), match.start(), match.end()) for match in _TAG.finditer(text)]
+    reasoning = _block(text, tags, THINK_OPEN, THINK_CLOSE)
+    answer = _block(text, tags, ANSWER_OPEN, ANSWER_CLOSE)
+    problem = _problem(text, tags, thinking)
+    return Reply(reasoning, answer, problem is None, problem)
+
+
+def render_reply(reasoning: str | None, answer: str) -> str:
+    """Write a well-formed reply; `parse_reply` undoes it for texts without tags and outer white space."""
+    block = f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+    return block if reasoning is None else f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n{block}"
+
+
+def _block(text: str, tags: list[tuple[str, int, int]], opening: str, closing: str) -> str | None:
+    """Return the text of the only whole block of its kind, or None: a second tag of the kind makes it doubtful."""
+    opened = [i for i, tag in enumerate(tags) if tag[0] == opening]
+    closed = [i for i, tag in enumerate(tags) if tag[0] == closing]
+    if len(opened) != 1 or len(closed) != 1 or closed[0] != opened[0] + 1:
+        return None
+    return text[tags[opened[0]][2] : tags[closed[0]][1]].strip()
+
+
+def _problem(text: str, tags: list[tuple[str, int, int]], thinking: bool) -> str | None:
+    wanted = TAGS if thinking else TAGS[2:]
+    found = [tag[0] for tag in tags]
+    for tag in TAGS:
+        if found.count(tag) > 1:
+            return f"{tag} appears {found.count(tag)} times"
+        if tag not in wanted and tag in found:
+            return f"{tag} where no thinking was asked for"
+    for tag in wanted:
+        if tag not in found:
+            return f"{tag} is missing"
+    if found != list(wanted):
+        return "the tags are in the wrong order: " + " ".join(found)
+    # The blocks lie between tags 0-1 and 2-3; the other gaps must hold white space only.
+    edges = [0, *(edge for _, start, end in tags for edge in (start, end)), len(text)]
+    gaps = [text[a:b].strip() for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    for index, gap in enumerate(gaps):
+        inside = index % 2 == 1
+        if inside and not gap:
+            return f"nothing between {found[index - 1]} and {found[index]}"
+        if not inside and gap:
+            return f"text outside the blocks: {gap[:40]!r}"
+    return None
