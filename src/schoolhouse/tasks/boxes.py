@@ -69,9 +69,16 @@ def apply_move(stack: tuple[str, ...], move: Move) -> tuple[str, ...]:
     return (move.colour, *rest) if move.kind == "bottom" else rest
 
 
-def draw_move(rng: random.Random, stack: tuple[str, ...], unused: list[str]) -> Move:
-    """Draw a move that changes the stack and leaves at least one box; a new box takes its colour from `unused`."""
-    kinds = ["top", "bottom", "remove", "remove-top", "add"] if len(stack) > 1 else ["add"]
+def draw_move(rng: random.Random, stack: tuple[str, ...], unused: list[str], boxes: int) -> Move:
+    """Draw a move that changes the stack; a new box takes its colour from `unused`.
+
+    The stack stays within one box of `boxes`, so that a level is as hard as its name says to the last move.
+    """
+    kinds = ["top", "bottom"] if len(stack) > 1 else []
+    if len(stack) > 1 and len(stack) >= boxes:
+        kinds += ["remove", "remove-top"]
+    if len(stack) <= boxes:
+        kinds.append("add")
     kind = rng.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
     if kind == "add":
         return Move(kind, unused.pop())
@@ -88,7 +95,7 @@ def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: i
     sentences = [f"Boxes from bottom to top: {', '.join(stack)}."]
     lines = []
     for _ in range(moves):
-        move = draw_move(rng, stack, unused)
+        move = draw_move(rng, stack, unused, boxes)
         stack = apply_move(stack, move)
         sentences.append(rng.choice(WORDINGS[move.kind]).format(c=move.colour))
         lines.append(f"{_NOTES[move.kind].format(c=move.colour)}: {' '.join(stack)}")
