@@ -26,9 +26,9 @@ from schoolhouse.text.records import Conversation
 LEVELS = ("2-1", "3-1", "3-2", "3-3", "4-2", "4-3", "5-3", "5-4", "6-5", "6-6")
 TRACE_LEVELS = ("2-1", "3-1", "3-2")
 
-# Common words that byte-pair vocabularies hold whole with a leading space, so that a trace does not fall apart.
+# Common words that byte-pair vocabularies hold whole, with a leading space and without, so that no colour falls apart.
 COLOURS = (
-    "red", "blue", "yellow", "green", "black", "white", "orange", "purple", "pink", "brown", "gray", "gold", "silver",
+    "red", "blue", "yellow", "green", "black", "white", "orange", "purple", "brown", "gray", "gold", "lime", "rose",
 )  # fmt: skip
 
 # Two wordings a move; both mean the same, and no wording of one move can be read as another.
@@ -92,14 +92,14 @@ def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: i
     """Draw one puzzle of a level, with its worked trace if asked for."""
     colours = rng.sample(COLOURS, len(COLOURS))
     stack, unused = tuple(colours[:boxes]), colours[boxes:]
-    sentences = [f"Boxes from bottom to top: {', '.join(stack)}."]
+    sentences = [f"Stack, bottom to top: {', '.join(stack)}."]
     lines = []
     for _ in range(moves):
         move = draw_move(rng, stack, unused, boxes)
         stack = apply_move(stack, move)
         sentences.append(rng.choice(WORDINGS[move.kind]).format(c=move.colour))
         lines.append(f"{_NOTES[move.kind].format(c=move.colour)}: {' '.join(stack)}")
-    sentences.append("What is the stack now, from bottom to top?")
+    sentences.append("What is the stack now?")
     question = " ".join(sentences)
     worked = "\n".join(lines) if trace else None
     return Example(example_id(task, level, question), task, level, question, ", ".join(stack), worked)

@@ -133,7 +133,7 @@ def take_distinct(stream: Iterator[Example], split: Split, n: int) -> list[Examp
         if split_of(example.question) != split:
             continue
         stale = stale + 1 if example.question in seen else 0
-        if stale and stale < 200 + 4 * len(seen):
+        if stale and stale < 200 + len(seen):
             continue
         seen.add(example.question)
         chosen.append(example)
