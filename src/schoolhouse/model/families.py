@@ -1,9 +1,9 @@
 """Model families as data: how each one's `config.json` maps to a `ModelConfig`, and back.
 
-All dense families here are the same decoder with other switches, so a family is a row of a table, not a class. Nothing in a
-config is skipped in silence: a key is read, or stands in the list of inert keys with the reason, or is an error.
+All dense families here are the same decoder with other switches, so a family is a row of a table, not a class. Nothing
+in a config is skipped in silence: a key is read, or stands in the list of inert keys with the reason, or is an error.
 
-Source: `configuration_*.py` of transformers 5.23 (defaults of absent keys), and the published `config.json` of each family.
+Source: `configuration_*.py` of transformers 5.23 (defaults of absent keys), the published `config.json` of each family.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     family = _family(raw)
     _refuse_unknown_keys(raw, family)
     values = {**family.defaults, **{key: value for key, value in raw.items() if value is not None}}
-    sizes = {key: _size(values, key) for key in _SIZES}
+    sizes: dict[str, Any] = {key: _size(values, key) for key in _SIZES}
     heads = sizes["num_attention_heads"]
     kv_heads = _size({"num_key_value_heads": heads, **values}, "num_key_value_heads")
     if heads % kv_heads:
@@ -195,7 +195,7 @@ def _refuse_unknown_keys(raw: Mapping[str, Any], family: Family) -> None:
             near = difflib.get_close_matches(key, known, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ModelError(
-                f"config.json has the key {key!r} (value {value!r}), which {family.architecture} is not known to have.{hint}"
+                f"config.json has the key {key!r} (value {value!r}), unknown for {family.architecture}.{hint}"
             )
 
 
@@ -249,7 +249,7 @@ def _sliding_window(raw: Mapping[str, Any], values: Mapping[str, Any], family: F
     kinds = values.get("layer_types") or ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
     if len(set(kinds)) > 1:
         raise ModelError(
-            f"{kinds.count('sliding_attention')} of {layers} layers use sliding_window: either all layers or none can here."
+            f"{kinds.count('sliding_attention')} of {layers} layers use sliding_window: only all or none can here."
         )
     return _size(values, "sliding_window") if kinds[0] == "sliding_attention" else None
 

@@ -1,9 +1,10 @@
 """Reading GGUF files (llama.cpp's format) and turning them into Hugging Face checkpoints.
 
-The header is read by `struct` straight from the mapped file: the `gguf` package's own reader makes one numpy view for every
-vocabulary entry and needs ten seconds for what takes a few hundredths here. The package still unpacks the quantized blocks.
+The header is read by `struct` straight from the mapped file: the `gguf` package's own reader makes one numpy view for
+every vocabulary entry and needs ten seconds for what takes a few hundredths here. The package still unpacks the blocks.
 
-Source: the GGUF specification, version 3 (ggml-org/ggml: docs/gguf.md); row order of q and k: llama.cpp, `LlamaModel.permute`.
+Source: the GGUF specification, version 3 (ggml-org/ggml: docs/gguf.md); row order of q and k: `LlamaModel.permute` of
+llama.cpp's converter.
 """
 
 import json
@@ -134,7 +135,7 @@ class _Cursor:
         return value
 
     def text(self) -> str:
-        """One UTF-8 string; bytes that are no UTF-8 are kept as surrogates, as vocabularies may hold half characters."""
+        """One UTF-8 string; bytes that are no UTF-8 are kept as surrogates (vocabularies hold half characters)."""
         length = self.count()
         if self.at + length > len(self.buffer):
             raise self.bad(f"a text of {length:,} bytes runs over the end")
@@ -224,14 +225,14 @@ def _place(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: int, offset
     length = items // block * size
     if offset + length > len(cursor.buffer):
         raise ModelError(
-            f"{cursor.path}: tensor {name!r} should end at byte {offset + length:,}, the file has {len(cursor.buffer):,}. "
-            "The file is cut short: fetch it again."
+            f"{cursor.path}: tensor {name!r} should end at byte {offset + length:,}, "
+            f"the file has {len(cursor.buffer):,}. It is cut short: fetch it again."
         )
     return GgufTensor(name, shape, block_type, offset, length)
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
-    """The Hugging Face config.json that the GGUF file's metadata amounts to. ModelError names a missing or unknown entry."""
+    """The Hugging Face config.json that the file's metadata amounts to. ModelError names a missing or unknown entry."""
     if file.architecture not in _FAMILIES:
         raise ModelError(
             f"{file.path}: architecture {file.architecture!r} is not known; known are {', '.join(sorted(_FAMILIES))}."
@@ -303,7 +304,10 @@ def _rope_scaling(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]
 
 
 def _llama3_divisors(rule: dict[str, Any], head_dim: int, theta: float) -> torch.Tensor:
-    """What Llama 3.1 divides each rotary frequency by, shape (head_dim / 2,). Source: llama.cpp, `LlamaModel.generate_extra_tensors`."""
+    """What Llama 3.1 divides each rotary frequency by, shape (head_dim / 2,).
+
+    Source: `LlamaModel.generate_extra_tensors` of llama.cpp's converter.
+    """
     wavelength = 2 * math.pi * theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     low, high = float(rule["low_freq_factor"]), float(rule["high_freq_factor"])
     factor, context = float(rule["factor"]), float(rule["original_max_position_embeddings"])
@@ -329,7 +333,7 @@ def _unpermuted(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def hf_tensors(file: GgufFile, dtype: torch.dtype = torch.bfloat16) -> Iterator[tuple[str, torch.Tensor]]:
-    """The file's tensors one by one under their Hugging Face names, in `dtype`. ModelError names a tensor of no known place."""
+    """The file's tensors one by one by their Hugging Face names, in `dtype`. ModelError names one without a place."""
     config = hf_config(file)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     permuted = _FAMILIES[file.architecture][2]
@@ -347,7 +351,7 @@ def hf_tensors(file: GgufFile, dtype: torch.dtype = torch.bfloat16) -> Iterator[
 
 
 def gguf_to_hf(path: Path, folder: Path) -> GgufFile:
-    """Write config.json and model.safetensors (bf16) into `folder` and return the header, whose metadata holds the vocabulary."""
+    """Write config.json and model.safetensors (bf16) into `folder`; return the header, which holds the vocabulary."""
     file = read_gguf(path)
     config = to_hf(from_hf(hf_config(file)))
     folder.mkdir(parents=True, exist_ok=True)

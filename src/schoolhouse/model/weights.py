@@ -1,21 +1,16 @@
 """Weights in and out: safetensors only, names and shapes exactly those of the checkpoint.
 
-Everything that can be wrong with a file is found from its header, before memory is taken: a pickle under another name, a cut
-or damaged file, a missing, surplus or misshapen tensor, a model larger than the free memory. Files are mapped and copied
-tensor by tensor into a model that had no memory until then, so that loading never holds the weights twice.
-
-Source: the safetensors format (huggingface/safetensors: README); index file as transformers writes it.
+Everything that can be wrong is found from the files' headers (`model/stored.py`), before memory is taken: a missing,
+surplus or misshapen tensor, a model larger than the free memory. Files are mapped and copied tensor by tensor into a
+model that had no memory until then, so that loading never holds the weights twice.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
-import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ from torch import Tensor
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, to_hf
+from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 
 SHARD_BYTES = 4 * 10**9
@@ -40,80 +36,8 @@ COPIED_FILES = (
 )
 """What `save_model` takes over from the folder that a model came from: its tokenizer and how it is talked to."""
 
-_INDEX = "model.safetensors.index.json"
-_MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Tables that old versions of transformers stored; they follow from the config.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-_ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One line of a safetensors header: which file, which type (`BF16`, ...), which shape."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def pickled_as(path: Path) -> str | None:
-    """What kind of pickle (or pickle in a zip) the file's first bytes show, or None. The file's name is not looked at."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start[:4] == b"PK\x03\x04":
-        return "a zip archive, as torch.save writes it"
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
-        return f"a pickle of protocol {start[1]}"
-    if start[:2] in (b"(d", b"(l", b"c_", b"cp", b"co") or start[:1] == b"c" and b"\n" in start:
-        return "a pickle of protocol 0"
-    return None
-
-
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors that a safetensors file declares, checked against the file's length; no weights are read.
-
-    Raises ModelError for a pickle under whatever name, a cut or a damaged file.
-    """
-    kind = pickled_as(path)
-    if kind is not None:
-        raise ModelError(
-            f"{path}: refused, the file is {kind}. Loading such a file can run any program; take the model's safetensors."
-        )
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, _MOST_HEADER_BYTES):
-            raise _damaged(path, f"its header claims {length:,} bytes in a file of {size:,}")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [_check_entry(path, name, entry) for name, entry in entries.items()]
-        stored = {name: StoredTensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise _damaged(path, "its header is no list of tensors") from error
-    wanted = 8 + length + max(ends, default=0)
-    if size != wanted:
-        raise _damaged(path, f"it has {size:,} bytes, its header describes {wanted:,}")
-    return stored
-
-
-def _check_entry(path: Path, name: str, entry: Mapping[str, Any]) -> int:
-    begin, end = entry["data_offsets"]
-    bits = _ITEM_BITS.get(entry["dtype"])
-    if bits is None:
-        raise ModelError(f"{path}: tensor {name} has type {entry['dtype']}, which is not read here.")
-    if (end - begin) * 8 != math.prod(entry["shape"]) * bits or begin < 0:
-        raise _damaged(path, f"tensor {name} of shape {entry['shape']} does not fill its {end - begin:,} bytes")
-    return int(end)
-
-
-def _damaged(path: Path, what: str) -> ModelError:
-    return ModelError(f"{path}: cut short or damaged: {what}. Fetch it again and compare its SHA-256.")
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -137,48 +61,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint folder by name, from the headers of its one file or its shards."""
-    index = folder / _INDEX
-    if index.is_file():
-        return _indexed(index)
-    path = folder / "model.safetensors"
-    if path.is_file():
-        return read_header(path)
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-    if pickles:
-        raise ModelError(
-            f"{folder}: refused, its weights are in {pickles[0]}, a pickle, which can run any program when loaded. "
-            "Take the model's safetensors."
-        )
-    raise ModelError(f"{folder}: there is neither model.safetensors nor {_INDEX} in it.")
-
-
-def _indexed(index: Path) -> dict[str, StoredTensor]:
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(names.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of shards ({error}).") from error
-    stored: dict[str, StoredTensor] = {}
-    for name in files:
-        if Path(name).name != name:
-            raise ModelError(f"{index}: names the shard {name!r}, which lies outside of the folder: refused.")
-        path = index.parent / name
-        if not path.is_file():
-            raise ModelError(f"{index.parent}: the shard {name} is missing; fetch it too.")
-        stored |= read_header(path)
-    astray = sorted(set(stored) ^ set(names))
-    if astray:
-        raise ModelError(f"{index}: index and shards disagree about {_some(astray)}.")
-    return stored
-
-
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
     """Load a checkpoint folder, its floating-point weights in `dtype` on `device`.
 
-    Raises ModelError that names the file or tensors for weights that do not fit the config, and MachineError before anything
-    is loaded if the free memory does not hold them.
+    Raises ModelError that names the file or tensors for weights that do not fit the config, and MachineError before
+    anything is loaded if the free memory does not hold them.
     """
     raw = read_config(folder)
     config = from_hf(raw)
@@ -209,32 +96,29 @@ def _without_derived(
         _read(head, "lm_head.weight"), _read(embedding, "model.embed_tokens.weight")
     ):
         raise ModelError(
-            f"{head.file}: config.json says tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight. "
-            "Set tie_word_embeddings to false in config.json if the head is to be used."
+            f"{head.file}: config.json says tie_word_embeddings, but lm_head.weight differs "
+            "from model.embed_tokens.weight. Set tie_word_embeddings to false if the head is to be used."
         )
     return stored
 
 
 def _read(entry: StoredTensor, name: str) -> Tensor:
     with safe_open(entry.file, framework="pt") as file:
-        return file.get_tensor(name)
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _check_names(folder: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor]) -> None:
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or surplus:
-        parts = [f"missing: {_some(missing)}"] if missing else []
-        parts += [f"not in the model: {_some(surplus)}"] if surplus else []
+        parts = [f"missing: {some(missing)}"] if missing else []
+        parts += [f"not in the model: {some(surplus)}"] if surplus else []
         raise ModelError(f"{folder}: the weights do not belong to config.json; {'; '.join(parts)}.")
     for name, tensor in wanted.items():
         if tuple(tensor.shape) != stored[name].shape:
             raise ModelError(
-                f"{stored[name].file}: {name} has shape {stored[name].shape}, config.json asks for {tuple(tensor.shape)}."
+                f"{stored[name].file}: {name} has shape {stored[name].shape}, the config asks for {tuple(tensor.shape)}."
             )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _check_memory(folder: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
@@ -258,7 +142,7 @@ def _fill(model: Transformer, stored: Mapping[str, StoredTensor], dtype: torch.d
                     {name: _placed(file.get_tensor(name), dtype, device) for name in names}, strict=False, assign=True
                 )
         except SafetensorError as error:
-            raise _damaged(path, str(error)) from error
+            raise damaged(path, str(error)) from error
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -325,10 +209,10 @@ def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> Non
     if len(shards) == 1:
         (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         final = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{number}.safetensors").rename(folder / final)
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
