@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,16 +138,14 @@ class Store:
             drafts.mkdir(parents=True, exist_ok=True)
             self.clean()
             name = f"{id}-{secrets.token_hex(4)}"
-            lock = _locked(drafts / f"{name}.lock")
-            try:
+            with lock_file(drafts / f"{name}.lock"):
                 draft = Draft(drafts / name, dict(meta or {}))
                 draft.path.mkdir()
-                yield draft
-                self._seal(draft, id, kind, list(parents))
-            finally:
-                shutil.rmtree(drafts / name, ignore_errors=True)
-                (drafts / f"{name}.lock").unlink(missing_ok=True)
-                os.close(lock)
+                try:
+                    yield draft
+                    self._seal(draft, id, kind, list(parents))
+                finally:
+                    shutil.rmtree(draft.path, ignore_errors=True)
 
     def clean(self) -> None:
         """Delete the drafts of processes that died; a living process holds a lock on its own."""
@@ -212,14 +211,32 @@ def say_when_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _locked(path: Path) -> int:
-    """Create a lock file and hold it; the operating system lets go when the process dies, however it dies."""
+@contextlib.contextmanager
+def lock_file(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a lock file while the block runs; the operating system lets go of it when the process dies, however it dies.
+
+    While another process holds it, `waiting` is called five times a second; it may raise to give up.
+    """
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.fstat(lock).st_nlink:  # a cleaner may have taken it for an orphan between the two lines above
-            return lock
-        os.close(lock)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_nlink:  # its last holder may have deleted it between the two lines above
+                break
+        except BlockingIOError:
+            try:
+                if waiting is not None:
+                    waiting()
+            except BaseException:
+                os.close(handle)
+                raise
+            time.sleep(0.2)
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _render(manifest: dict[str, Any]) -> bytes:

@@ -25,7 +25,7 @@ class Meter:
     With `state_path` the count survives a kill, so that a resumed stage counts both halves.
     """
 
-    def __init__(self, machine: MachineConfig | None = None, state_path: Path | None = None, gpu: bool = False) -> None:
+    def __init__(self, machine: MachineConfig | None = None, state_path: Path | None = None) -> None:
         self._machine = machine or MachineConfig()
         self._state_path = state_path
         self._before = _Totals()  # what earlier processes used on this stage
@@ -33,7 +33,7 @@ class Meter:
         self.flops = 0.0
         self.phases: dict[str, float] = {}
         self.phase_now = ""
-        self._counters = _energy_counters(gpu)
+        self._counters = _rapl_counters()
         self._started, self._cpu_started = time.monotonic(), _cpu_seconds()
         self._saved_at = self._started
         self._has_own_peak = _reset_peak()
@@ -44,6 +44,11 @@ class Meter:
     def seconds(self) -> float:
         """Wall-clock seconds on this stage, those before a resume included."""
         return self._before.seconds + time.monotonic() - self._started
+
+    def count_gpu(self) -> None:
+        """Count the energy of the GPUs too, from now on; without an energy counter their energy stays unknown."""
+        if not any(counter.what == "gpu" for counter in self._counters):
+            self._counters += _nvml_counters()
 
     def add(self, tokens: int = 0, flops: float = 0) -> None:
         """Count tokens that the model read or wrote, and floating-point operations."""
@@ -170,15 +175,13 @@ class _Counter:
         self._last = now
 
 
-def _energy_counters(gpu: bool) -> list[_Counter]:
+def _rapl_counters() -> list[_Counter]:
     counters = []
     for package in sorted(_RAPL.glob("intel-rapl:[0-9]")):
         with contextlib.suppress(OSError, ValueError):  # readable by root only on most systems
             wrap = int((package / "max_energy_range_uj").read_text()) / 1e6
             path = package / "energy_uj"
             counters.append(_Counter("cpu", lambda path=path: int(path.read_text()) / 1e6, wrap))  # type: ignore[misc]
-    if gpu:
-        counters += _nvml_counters()
     return counters
 
 
@@ -194,7 +197,7 @@ def _nvml_counters() -> list[_Counter]:
                 _Counter("gpu", lambda h=handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3)  # type: ignore[misc]
             )
     except pynvml.NVMLError:
-        return []  # an old card has no energy counter: the figure is then modelled, and says so
+        return []  # an old card has no energy counter: the figure then covers the CPU, and says so
     return counters
 
 

@@ -1,6 +1,7 @@
 """The one side door that a stage has: seed, scratch folder, log, runtime, meter, and when to stop."""
 
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from schoolhouse.core.config import MachineConfig
 from schoolhouse.core.log import Log
 from schoolhouse.core.meter import Meter
 
@@ -27,10 +29,20 @@ class Run:
     seed: int
     scratch: Path
     log: Log
-    runtime: "Runtime"
     meter: Meter
+    machine: MachineConfig = field(default_factory=MachineConfig)
     limit_s: float | None = None
     interrupted: threading.Event = field(default_factory=threading.Event)
+
+    @functools.cached_property
+    def runtime(self) -> "Runtime":
+        """Device, number type and threads; found out at first use, because a stage that never computes needs no torch."""
+        from schoolhouse.core.runtime import Runtime
+
+        runtime = Runtime.detect(self.machine, self.seed)
+        if runtime.device.type == "cuda":
+            self.meter.count_gpu()
+        return runtime
 
     def seconds_left(self) -> float | None:
         """Return the seconds that this stage may still use, at least 0; `None` without a budget."""
@@ -44,15 +56,12 @@ class Run:
 
     @classmethod
     def for_tests(cls, tmp_path: Path, seed: int = 0) -> "Run":
-        """Make a run in a temporary folder with one thread, for the test of a single stage."""
-        from schoolhouse.core.config import MachineConfig
-        from schoolhouse.core.runtime import Runtime
-
+        """Make a run in a temporary folder with one thread on the CPU, for the test of a single stage."""
         scratch = tmp_path / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        runtime = Runtime.detect(MachineConfig(device="cpu", threads=1), seed)
         log = Log("test", tmp_path / "log.jsonl")
-        return cls("test", seed, scratch, log, runtime, Meter(state_path=scratch / "meter.json"))
+        machine = MachineConfig(device="cpu", threads=1)
+        return cls("test", seed, scratch, log, Meter(machine, scratch / "meter.json"), machine)
 
 
 @contextlib.contextmanager

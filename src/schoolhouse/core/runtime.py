@@ -1,7 +1,6 @@
 """The machine as a stage sees it: device, number type, threads, and random numbers by name."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 from schoolhouse.core.config import MachineConfig
 from schoolhouse.core.errors import MachineError
+from schoolhouse.core.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,6 @@ class Runtime:
             "threads": self.threads,
             "torch": str(torch.__version__),
         }
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, cut by the container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no cgroup v2: the affinity is all there is to know
-    return cores
 
 
 def _is_bf16_fast(device: torch.device) -> bool:
