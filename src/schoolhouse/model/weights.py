@@ -117,7 +117,7 @@ def _check_names(folder: Path, stored: Mapping[str, StoredTensor], wanted: Mappi
     for name, tensor in wanted.items():
         if tuple(tensor.shape) != stored[name].shape:
             raise ModelError(
-                f"{stored[name].file}: {name} has shape {stored[name].shape}, the config asks for {tuple(tensor.shape)}."
+                f"{stored[name].file}: {name} is {stored[name].shape}, config.json asks for {tuple(tensor.shape)}."
             )
 
 
