@@ -199,7 +199,9 @@ def say_when_full(folder: Path) -> Iterator[None]:
     except Exception as error:
         # Libraries written in Rust and C++ raise errors of their own, in which only the words tell.
         full = isinstance(error, OSError) and error.errno in _FULL
-        if not full and not any(words in str(error) for words in ("No space left", "os error 28", "File too large")):
+        if not full and not any(
+            words in str(error) for words in ("No space left", "os error 28", "disk is full", "File too large")
+        ):
             raise
         at = folder
         while not at.exists():

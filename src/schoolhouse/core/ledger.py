@@ -128,7 +128,7 @@ class Ledger:
                     .where(self._stages.c.run_id == row["id"])
                     .group_by(self._figures.c.name)
                 )
-                row["figures"] = {name: figure for name, figure in connection.execute(sums).all()}
+                row["figures"] = dict(connection.execute(sums).tuples().all())
         return rows
 
     def stages(self, run_ids: Sequence[str] = ()) -> list[dict[str, Any]]:

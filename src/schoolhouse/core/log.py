@@ -30,7 +30,7 @@ class Log:
         self._out = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
         self._file = file
         self._first: tuple[float, float] | None = None  # (when, done) of the first step that this process saw
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._last = time.monotonic()
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ class Meter:
         self.phases: dict[str, float] = {}
         self.phase_now = ""
         self._counters = _rapl_counters()
+        self._is_gpu_unknown = False
         self._started, self._cpu_started = time.monotonic(), _cpu_seconds()
         self._saved_at = self._started
         self._has_own_peak = _reset_peak()
@@ -49,6 +50,7 @@ class Meter:
         """Count the energy of the GPUs too, from now on; without an energy counter their energy stays unknown."""
         if not any(counter.what == "gpu" for counter in self._counters):
             self._counters += _nvml_counters()
+            self._is_gpu_unknown = not any(counter.what == "gpu" for counter in self._counters)
 
     def add(self, tokens: int = 0, flops: float = 0) -> None:
         """Count tokens that the model read or wrote, and floating-point operations."""
@@ -133,6 +135,8 @@ class Meter:
             if watts is None
             else f"{watts:g} W per busy core (recipe)"
         )
+        if self._is_gpu_unknown:
+            how += "; the GPU, which has no energy counter, is NOT in it"
         gpu, cpu = now.joules.get("gpu"), now.joules.get("cpu")
         if gpu is None and cpu is None:
             return modelled / 3600, f"modelled: {how}"

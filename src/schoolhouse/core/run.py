@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ class Run:
 
     @functools.cached_property
     def runtime(self) -> "Runtime":
-        """Device, number type and threads; found out at first use, because a stage that never computes needs no torch."""
+        """Device, number type and threads; found out at first use, for a stage that never computes needs no torch."""
         from schoolhouse.core.runtime import Runtime
 
         runtime = Runtime.detect(self.machine, self.seed)
@@ -65,7 +66,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def stop_on_signals(interrupted: threading.Event, say: Callable[[str], None]) -> Iterator[None]:
+def stop_on_signals(interrupted: threading.Event) -> Iterator[None]:
     """While the block runs, the first Ctrl-C or SIGTERM sets `interrupted`; a second one ends the process at once.
 
     Nothing is lost by a second one: every stage may be killed at any instruction.
@@ -75,7 +76,8 @@ def stop_on_signals(interrupted: threading.Event, say: Callable[[str], None]) ->
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        say("stopping after this step, what was done is being saved (again to stop at once)")
+        # A handler may interrupt a half-finished print, so it writes past the buffers instead of logging.
+        os.write(2, b"\nstopping after this step; what was done is being saved (once more to stop at once)\n")
 
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
