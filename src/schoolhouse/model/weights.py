@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,17 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
     Raises ModelError that names the file or tensors for weights that do not fit the config, and MachineError before
     anything is loaded if the free memory does not hold them.
     """
+    model, stored = check_folder(folder)
+    _check_memory(folder, model.state_dict(), dtype, torch.device(device))
+    _fill(model, stored, dtype, torch.device(device))
+    return model.eval()
+
+
+def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
+    """The model that a folder's config.json describes, without memory (torch's meta device), and its tensors.
+
+    Reads headers only. Raises ModelError for whatever would keep `load_model` from filling the model.
+    """
     raw = read_config(folder)
     config = from_hf(raw)
     stored = find_tensors(folder)
@@ -79,9 +90,13 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
     wanted = model.state_dict()
     stored = _without_derived(stored, wanted, config)
     _check_names(folder, stored, wanted)
-    _check_memory(folder, wanted, dtype, torch.device(device))
-    _fill(model, stored, dtype, torch.device(device))
-    return model.eval()
+    return model, stored
+
+
+def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors themselves, one by one, as they are stored. ModelError if a file cannot be read."""
+    for name, entry in stored.items():
+        yield name, _read(entry, name)
 
 
 def _without_derived(
@@ -103,8 +118,11 @@ def _without_derived(
 
 
 def _read(entry: StoredTensor, name: str) -> Tensor:
-    with safe_open(entry.file, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
+    try:
+        with safe_open(entry.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+    except SafetensorError as error:
+        raise damaged(entry.file, str(error)) from error
     return tensor
 
 

