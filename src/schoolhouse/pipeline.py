@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from schoolhouse import __version__
@@ -75,7 +76,7 @@ class Plan:
 
 
 @dataclass
-class _Session:
+class _Job:
     """What stays the same from the first stage of a run to the last."""
 
     plan: Plan
@@ -189,11 +190,11 @@ def run_plan(plan: Plan, home: Path, dry_run: bool = False) -> dict[str, Artifac
         log = Log(recipe.name, folder / "log.jsonl")
         ledger = Ledger(f"sqlite:///{home / 'ledger.sqlite'}")
         run_id = ledger.start_run(recipe.name, recipe.seed, recipe.dump(), __version__)
-        session = _Session(plan, home, store, ledger, run_id, log)
+        job = _Job(plan, home, store, ledger, run_id, log)
         status = "failed"
         try:
-            with stop_on_signals(session.interrupted):
-                _run_stages(session)
+            with stop_on_signals(job.interrupted):
+                _run_stages(job)
             status = "done"
         except (Stopped, KeyboardInterrupt):
             status = "stopped"
@@ -204,65 +205,62 @@ def run_plan(plan: Plan, home: Path, dry_run: bool = False) -> dict[str, Artifac
             status = "budget spent"
             raise
         finally:
-            ledger.end_run(run_id, status, plan.budget_s, session.spent_s())
-        _finish(session)
-    return session.done
+            ledger.end_run(run_id, status, plan.budget_s, job.spent_s())
+        _finish(job)
+    return job.done
 
 
-def _run_stages(session: _Session) -> None:
-    plan, store = session.plan, session.store
-    (session.folder / "recipe.toml").write_text(plan.source.recipe.dump(), encoding="utf-8")
+def _run_stages(job: _Job) -> None:
+    plan, store = job.plan, job.store
+    (job.folder / "recipe.toml").write_text(plan.source.recipe.dump(), encoding="utf-8")
     exists = {stage.id: found for stage in plan.stages if (found := store.get(stage.id)) is not None}
     for stage in plan.stages:
         if stage.id not in exists:
             _need_memory(stage, {name: exists[id] for name, id in stage.inputs.items() if id in exists})
     for stage in plan.stages:
-        if session.interrupted.is_set():
+        if job.interrupted.is_set():
             raise Stopped(f"stopped before the stage {stage.name!r}")
-        scratch = session.home / "scratch" / stage.id
-        artifact = exists.get(stage.id)
-        if artifact is None:
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            with lock_file(scratch.with_suffix(".lock"), _waiting(session, stage)):
-                artifact = store.get(stage.id)
-                if artifact is None:
-                    artifact = _make(session, stage, scratch)
-        _book(session, stage, artifact)
-        session.done[stage.name] = artifact
-        _write_latest(session)
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = job.home / "scratch" / stage.id
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        # The lock covers making and booking: of two processes one makes and books, the other finds both done.
+        with lock_file(scratch.with_suffix(".lock"), _waiting(job, stage)):
+            artifact = exists.get(stage.id) or store.get(stage.id) or _make(job, stage, scratch)
+            _book(job, stage, artifact)
+            shutil.rmtree(scratch, ignore_errors=True)
+        job.done[stage.name] = artifact
+        _write_latest(job)
 
 
-def _make(session: _Session, stage: PlannedStage, scratch: Path) -> Artifact:
+def _make(job: _Job, stage: PlannedStage, scratch: Path) -> Artifact:
     """Run one stage and return its finished artifact."""
-    recipe = session.plan.source.recipe
+    recipe = job.plan.source.recipe
     is_resumed = scratch.is_dir()
     scratch.mkdir(exist_ok=True)
-    log = Log(stage.name, session.folder / "log.jsonl")
+    log = Log(stage.name, job.folder / "log.jsonl")
     meter = Meter(recipe.machine, scratch / "meter.json")
-    limit_s = _limit_s(session, stage, meter.seconds)
-    run = Run(stage.name, recipe.seed, scratch, log, meter, recipe.machine, limit_s, session.interrupted)
+    limit_s = _limit_s(job, stage, meter.seconds)
+    run = Run(stage.name, recipe.seed, scratch, log, meter, recipe.machine, limit_s, job.interrupted)
     log.seconds_left = run.seconds_left
-    inputs = {name: session.done[name] for name in stage.inputs}
+    inputs = {name: job.done[name] for name in stage.inputs}
     _need_memory(stage, inputs)
     so_far = f", resumed after {clock(meter.seconds)}" if is_resumed else ""
     log.info(f"{stage.kind} starts{so_far}" + (f", at most {clock(limit_s - meter.seconds)}" if limit_s else ""))
-    with session.store.create(stage.id, stage.kind, list(stage.inputs.values())) as draft:
+    with job.store.create(stage.id, stage.kind, list(stage.inputs.values())) as draft:
         try:
             with log.heartbeat(lambda: meter.phase_now), _plain_errors(stage):
                 stage.module.run(stage.config, inputs, run, draft)
         finally:
             meter.save()
-        _describe(session, stage, run, draft)
-    artifact = session.store.get(stage.id)
+        _describe(job, stage, run, draft)
+    artifact = job.store.get(stage.id)
     assert artifact is not None, "create() leaves an artifact behind or raises"
-    session.made.add(stage.name)
+    job.made.add(stage.name)
     log.info(f"done in {clock(meter.seconds)}, artifact {stage.id}")
     return artifact
 
 
-def _describe(session: _Session, stage: PlannedStage, run: Run, draft: Draft) -> None:
-    recipe = session.plan.source.recipe
+def _describe(job: _Job, stage: PlannedStage, run: Run, draft: Draft) -> None:
+    recipe = job.plan.source.recipe
     draft.meta |= {
         "stage": stage.name,
         "recipe": recipe.name,
@@ -277,14 +275,14 @@ def _describe(session: _Session, stage: PlannedStage, run: Run, draft: Draft) ->
         draft.meta["runtime"] = run.runtime.describe()
 
 
-def _limit_s(session: _Session, stage: PlannedStage, own_s: float) -> float | None:
+def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
     """Return the seconds that this stage may use in all; raises `BudgetError` if none of the recipe's time is left."""
-    budget_s = session.plan.budget_s
+    budget_s = job.plan.budget_s
     if budget_s is None:
         return None
-    left_s = budget_s - session.spent_s()
+    left_s = budget_s - job.spent_s()
     if left_s <= own_s:
-        spent = clock(session.spent_s() + own_s)
+        spent = clock(job.spent_s() + own_s)
         raise BudgetError(
             f"the time of the recipe is spent ({spent} of {clock(budget_s)}) and the stage {stage.name!r} is still to "
             f"be run. Grant more, for example --set budget.time={format_duration(budget_s * 2)}: what was done is "
@@ -327,25 +325,25 @@ def _plain_errors(stage: PlannedStage) -> Iterator[None]:
         raise
 
 
-def _waiting(session: _Session, stage: PlannedStage) -> Any:
+def _waiting(job: _Job, stage: PlannedStage) -> Any:
     """Return a function that says now and then that another process is making the same artifact."""
     said_at = [0.0]
 
     def say() -> None:
-        if session.interrupted.is_set():
+        if job.interrupted.is_set():
             raise Stopped("stopped while waiting for another process")
         if time.monotonic() - said_at[0] > 30:
             said_at[0] = time.monotonic()
-            session.log.info(f"another process is making {stage.name!r} ({stage.id}); waiting for it")
+            job.log.info(f"another process is making {stage.name!r} ({stage.id}); waiting for it")
 
     return say
 
 
-def _book(session: _Session, stage: PlannedStage, artifact: Artifact) -> None:
+def _book(job: _Job, stage: PlannedStage, artifact: Artifact) -> None:
     """Write the stage into the ledger; one that was made just before a kill is booked by the run that finds it."""
-    is_new = stage.name in session.made or not session.ledger.is_booked(artifact.id)
-    session.ledger.add_stage(
-        session.run_id,
+    is_new = stage.name in job.made or not job.ledger.is_booked(artifact.id)
+    job.ledger.add_stage(
+        job.run_id,
         stage.name,
         stage.kind,
         artifact.id,
@@ -356,39 +354,41 @@ def _book(session: _Session, stage: PlannedStage, artifact: Artifact) -> None:
     )
 
 
-def _write_latest(session: _Session) -> None:
-    names = {name: artifact.id for name, artifact in session.done.items()}
-    part = session.folder / "latest.json.part"
+def _write_latest(job: _Job) -> None:
+    names = {name: artifact.id for name, artifact in job.done.items()}
+    part = job.folder / "latest.json.part"
     part.write_text(json.dumps(names, indent=1) + "\n")
-    part.replace(session.folder / "latest.json")
+    part.replace(job.folder / "latest.json")
 
 
-def _finish(session: _Session) -> None:
+def _finish(job: _Job) -> None:
     """Put the report beside the log and print the table."""
-    session.log.result(_result_table(session))
-    for artifact in session.done.values():
+    job.log.result(_result_table(job))
+    for artifact in job.done.values():
         if "report.html" in artifact.manifest["files"]:
-            shutil.copyfile(artifact.file("report.html"), session.folder / "report.html")
-            session.log.result(f"report: {session.folder / 'report.html'}")
+            shutil.copyfile(artifact.file("report.html"), job.folder / "report.html")
+            job.log.result(f"report: {job.folder / 'report.html'}")
 
 
-def _result_table(session: _Session) -> Table:
-    title = f"{session.plan.source.recipe.name}, seed {session.plan.source.recipe.seed}"
-    table = Table(title=title, title_justify="left", caption_justify="left")
+def _result_table(job: _Job) -> Table:
+    title = f"{job.plan.source.recipe.name}, seed {job.plan.source.recipe.seed}"
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("stage", style="bold cyan", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for column in ("time", "tokens", "peak memory", "energy", "cost"):
+    for column in ("time", "tokens", "memory", "energy", "cost"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("artifact", style="dim", no_wrap=True)
-    rows = [(stage, session.done[stage.name]) for stage in session.plan.stages]
+    if job.log.width >= 100:
+        table.add_column("artifact", style="dim", no_wrap=True)
+    rows = [(stage, job.done[stage.name]) for stage in job.plan.stages]
     meters = [artifact.meta.get("meter", {}) for _, artifact in rows]
     for (stage, artifact), meter in zip(rows, meters, strict=True):
-        how = "made" if stage.name in session.made else "kept"
-        table.add_row(stage.name, how, *_figures(meter), artifact.id, end_section=stage is rows[-1][0])
+        how = "made" if stage.name in job.made else "kept"
+        row = (stage.name, how, *_figures(meter), artifact.id)
+        table.add_row(*row[: len(table.columns)], end_section=stage is rows[-1][0])
     total = {key: sum(meter.get(key, 0) for meter in meters) for key in ("seconds", "tokens", "energy_wh", "cost")}
     total["peak_rss_bytes"] = max(meter.get("peak_rss_bytes", 0) for meter in meters)
     last = meters[-1]
-    table.add_row("all", "", *_figures(total | {"currency": last.get("currency", "")}), "")
+    table.add_row("all", "", *_figures(total | {"currency": last.get("currency", "")}))
     table.caption = f"energy {last.get('energy_source')}; cost {last.get('cost_source')}"
     return table
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 _QUIET_S = 30.0
+_FILE_WIDTH = 120
 
 
 class Log:
@@ -27,7 +28,9 @@ class Log:
         self.stage = stage
         self.seconds_left: Callable[[], float | None] = lambda: None
         self._err = Console(file=err or sys.stderr, highlight=False, soft_wrap=True)
-        self._out = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        self._out = Console(file=out or sys.stdout, highlight=False)
+        if not self._out.is_terminal:
+            self._out.width = max(self._out.width, _FILE_WIDTH)  # nobody's window is that of a file
         self._file = file
         self._first: tuple[float, float] | None = None  # (when, done) of the first step that this process saw
         self._lock = threading.RLock()
@@ -38,7 +41,15 @@ class Log:
     def result(self, what: Any) -> None:
         """Print a result (text or a rich table) to stdout."""
         self._last = time.monotonic()
-        self._out.print(what, markup=False) if isinstance(what, str) else self._out.print(what)
+        if isinstance(what, str):
+            self._out.print(what, markup=False, soft_wrap=True)
+        else:
+            self._out.print(what)
+
+    @property
+    def width(self) -> int:
+        """Columns that a table may take."""
+        return self._out.width
 
     def info(self, text: str) -> None:
         """Say something that is good to know."""

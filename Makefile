@@ -1,0 +1,52 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.schoolhouse-installed
+SOURCES := src tests bench
+
+.PHONY: help setup quickstart test check fmt bench docs debian-packages
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+setup: $(STAMP) ## make .venv with everything pinned (CPU build of torch, no compiler needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}; name another with make PYTHON=python3.12")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing into .venv (about 1 GB with torch's CPU build, a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+quickstart: setup ## teach an open model to reason, on this machine (25 minutes on two cores)
+	$(BIN)/schoolhouse run recipes/quickstart.toml
+
+test: setup debian-packages ## run the whole test suite
+	$(BIN)/python -m pytest
+
+# The report's screenshot test wants a real browser; without one that test says so and is skipped.
+debian-packages:
+	@if command -v chromium >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "installing chromium for the browser tests"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+			>/dev/null 2>&1 || echo "chromium could not be installed; the browser tests will be skipped"; \
+	else echo "there is no chromium; the browser tests will be skipped (Debian: apt-get install chromium)"; fi
+
+check: setup ## lint, formatting, types, layers
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: setup ## list the benchmarks; each is a command whose result lies beside it
+	@grep -lE '^"""' bench/*.py | while read -r file; do \
+		printf '  %s %s\n      %s\n' "$(BIN)/python" "$$file" "$$(sed -nE '1s/^"""([^"]*).*/\1/p' "$$file")"; done
+
+docs: setup ## check that every command and link in the documentation works
+	$(BIN)/python -m pytest tests/cli tests/unit/test_house.py
