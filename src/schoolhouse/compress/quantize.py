@@ -1,0 +1,101 @@
+"""The stage `compress.quantize`: a checkpoint's linear layers as int8, in a folder that transformers and vLLM load.
+
+Round to nearest with one scale a row needs no calibration data, and for 8 bits nothing better is worth its time. The
+embedding and the head tied to it stay as they are: other programs read a tied pair only so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import Ref, StageConfig
+from schoolhouse.core.errors import ModelError, Stopped
+from schoolhouse.core.run import Run
+from schoolhouse.model.families import from_hf
+from schoolhouse.model.quantized import linears_to_quantize, pack, quantization_config, quantize_rows
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.weights import copy_companions, find_tensors, read_config, write_tensors
+
+
+class Config(StageConfig):
+    """What to quantize: the checkpoint that a stage made, and to how many bits a weight."""
+
+    model: Ref
+    bits: Literal[8] = 8
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Write the int8 checkpoint; `out.meta` gets its size beside the source's and the largest rounding error.
+
+    Raises ModelError if the source is quantized already or holds weights that are not finite.
+    """
+    source = inputs[config.model].path
+    facts = quantize_folder(source, out.path, run)
+    out.meta |= facts | {"bits": config.bits}
+    run.log.info(
+        f"{facts['layers']} layers to int8: {facts['weight_bytes'] / 1e6:.0f} MB instead of "
+        f"{facts['source_weight_bytes'] / 1e6:.0f} MB, rounding error {facts['relative_error']:.2%} of the weights"
+    )
+
+
+def quantize_folder(source: Path, folder: Path, run: Run) -> dict[str, Any]:
+    """Quantize a checkpoint folder tensor by tensor, so that a model larger than the memory passes through."""
+    raw = read_config(source)
+    if "quantization_config" in raw:
+        raise ModelError(f"{source}: this checkpoint is quantized already; quantize the one it was made from.")
+    with torch.device("meta"):
+        model = Transformer(from_hf(raw))
+    chosen = {f"{name}.weight" for name, _ in linears_to_quantize(model)}
+    errors = _Errors()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, _converted(source, chosen, errors, run))
+    config = raw | {"quantization_config": quantization_config(model)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    copy_companions(source, folder)
+    return {
+        "layers": len(chosen),
+        "weight_bytes": _weight_bytes(folder),
+        "source_weight_bytes": _weight_bytes(source),
+        "relative_error": (errors.noise / errors.signal) ** 0.5 if errors.signal else 0.0,
+    }
+
+
+class _Errors:
+    """Sums of squares, of the weights and of what rounding changed."""
+
+    signal = 0.0
+    noise = 0.0
+
+
+def _converted(source: Path, chosen: set[str], errors: _Errors, run: Run) -> Iterator[tuple[str, Tensor]]:
+    stored = find_tensors(source)
+    for done, (name, entry) in enumerate(stored.items(), start=1):
+        if run.should_stop() == "interrupted":
+            raise Stopped("stopped while quantizing; the same command starts this stage anew, it takes seconds")
+        with safe_open(entry.file, framework="pt") as file:
+            tensor = file.get_tensor(name)
+        if name not in chosen:
+            yield name, tensor
+            continue
+        codes, scale = quantize_rows(tensor)
+        exact = tensor.float()
+        errors.signal += float(exact.square().sum())
+        errors.noise += float((exact - codes.float() * scale.float()).square().sum())
+        base = name.removesuffix("weight")
+        yield f"{base}weight_packed", pack(codes)
+        yield f"{base}weight_scale", scale
+        yield f"{base}weight_shape", torch.tensor(tensor.shape)
+        if done % 64 == 0:
+            run.log.step(done, len(stored))
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
