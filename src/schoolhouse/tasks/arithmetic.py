@@ -1,7 +1,7 @@
 """The arithmetic task: a start number, a chain of steps, what is the result?
 
-A level "2-3" has operands of up to 2 digits and 3 steps. Results stay whole, positive and small, so that what is learnt is to
-keep a chain in order and not to multiply long numbers.
+A level "2-3" has operands of up to 2 digits and 3 steps. Results stay whole, positive and small, so that what is
+learnt is to keep a chain in order and not to multiply long numbers.
 """
 
 import random

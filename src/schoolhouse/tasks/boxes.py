@@ -1,7 +1,7 @@
 """The box task: a stack of coloured boxes, a few moves, what is the stack now?
 
-A level "4-3" has 4 boxes and 3 moves. The hard levels need only the kinds of moves that the easy ones show, in longer chains on
-taller stacks. Every box has its own colour, so that a colour names a box.
+A level "4-3" has 4 boxes and 3 moves. The hard levels need only the kinds of moves that the easy ones show, in longer
+chains on taller stacks. Every box has its own colour, so that a colour names a box.
 """
 
 import random
@@ -106,7 +106,7 @@ def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: i
 
 
 def same_stack(answer: str) -> Callable[[str], bool]:
-    """Return a check that a text names the boxes of `answer` in its order; case, spaces and comma style do not matter."""
+    """Return a check that a text names the boxes of `answer` in order; case, spaces and commas do not matter."""
     expected = _colours(answer)
     return lambda text: _colours(text) == expected
 
@@ -137,9 +137,7 @@ class BoxTask:
 
     def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
         """Score a reply: the colours in the right order, bottom first."""
-        return judge_reply(
-            reply_text, same_stack(example.answer), thinking=thinking, format_reward=self.format_reward
-        )
+        return judge_reply(reply_text, same_stack(example.answer), thinking=thinking, format_reward=self.format_reward)
 
     def conversation(self, example: Example, thinking: bool = True) -> Conversation:
         """Return the prompt that puts the puzzle to a model."""

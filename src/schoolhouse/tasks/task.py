@@ -58,7 +58,10 @@ class Task(Protocol):
         """The levels whose examples carry a worked trace."""
 
     def examples(self, split: Split, level: str, n: int, seed: int) -> list[Example]:
-        """Return up to n questions of a level; the same arguments give the same questions, and the splits never meet."""
+        """Return n questions of a level; the same arguments give the same ones, and the splits never meet.
+
+        Test questions never repeat: a level that has fewer gives fewer. Training questions repeat once all were used.
+        """
 
     def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
         """Score any reply whatever; never raise."""
@@ -75,7 +78,7 @@ def question_conversation(example: Example, thinking: bool = True) -> Conversati
 
 
 def worked_conversation(example: Example, thinking: bool = True) -> Conversation:
-    """Return a question with its right reply: the trace as thinking, or only the answer; raise TaskError without a trace."""
+    """Return a question with its right reply, worked or bare; raise TaskError for an example without a trace."""
     if example.trace is None:
         raise TaskError(f"example {example.id} of level {example.level} has no worked trace to learn from")
     reply = render_reply(example.trace if thinking else None, example.answer)
@@ -85,7 +88,7 @@ def worked_conversation(example: Example, thinking: bool = True) -> Conversation
 def judge_reply(
     reply_text: str, right: Callable[[str], bool], *, thinking: bool = True, format_reward: float = FORMAT_REWARD
 ) -> Verdict:
-    """Score a reply: 1 if it is well-formed and `right` says so of its answer, `format_reward` if only well-formed, else 0."""
+    """Score a reply: 1 if well-formed and its answer `right`, `format_reward` if only well-formed, else 0."""
     reply = parse_reply(reply_text, thinking=thinking)
     if not reply.well_formed or reply.answer is None:
         return Verdict(0.0, {"answer": 0.0, "format": 0.0}, reply.problem)
@@ -123,7 +126,8 @@ def check_request(task: str, levels: Sequence[str], split: str, level: str, n: i
 def take_distinct(stream: Iterator[Example], split: Split, n: int) -> list[Example]:
     """Take n examples of a split from an endless stream, distinct while the level has enough questions.
 
-    After a long run of repeats the level counts as used up and repeats are taken as they come.
+    After a long run of repeats the level counts as used up. Then training gets repeats as they come, and a test gets
+    fewer questions than asked for: one that is asked twice would be counted twice.
     """
     chosen: list[Example] = []
     seen: set[str] = set()
@@ -132,9 +136,14 @@ def take_distinct(stream: Iterator[Example], split: Split, n: int) -> list[Examp
         example = next(stream)
         if split_of(example.question) != split:
             continue
-        stale = stale + 1 if example.question in seen else 0
-        if stale and stale < 200 + len(seen):
-            continue
+        if example.question in seen:
+            stale += 1
+            if stale < 200 + len(seen):
+                continue
+            if split == "test":
+                break
+        else:
+            stale = 0
         seen.add(example.question)
         chosen.append(example)
     return chosen

@@ -1,7 +1,8 @@
 """The chat format: the one place where a conversation becomes token ids, and a reply's ids become a reply.
 
-The checkpoint's own template is rendered with a placeholder for every message, and the messages are put in afterwards: template
-text may hold control tokens, a message never. So the loss mask is exact, and a user's text cannot end its own turn.
+The checkpoint's own template is rendered with a placeholder for every message, and the messages are put in
+afterwards: template text may hold control tokens, a message never. So the loss mask is exact, and a user's text
+cannot end its own turn.
 """
 
 import datetime
@@ -18,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from schoolhouse.core.errors import DataError, ModelError
 from schoolhouse.text.records import Conversation, Message
 from schoolhouse.text.reply import Reply, parse_reply
-from schoolhouse.text.tokenizer import Tokenizer, read_json
+from schoolhouse.text.tokenizer import Tokenizer, read_json, token_text
 
 # Private-use characters: no template writes them, and messages are not in the text that is searched for them.
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
@@ -28,7 +29,7 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation, and for each whether it is learnt from (assistants' contents and their stop tokens)."""
+    """Token ids of a conversation, and for each whether it is learnt from: replies and their stop tokens."""
 
     ids: list[int]
     loss_mask: list[bool]
@@ -55,7 +56,7 @@ class ChatFormat:
         if not isinstance(template, str):
             raise ModelError(f"{folder} has no chat template (chat_template.jinja). Use an instruction-tuned model.")
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        return cls(tokenizer, template, {name: _text(config.get(name)) for name in names if config.get(name)})
+        return cls(tokenizer, template, {name: token_text(config.get(name)) for name in names if config.get(name)})
 
     def render(self, conversation: Conversation, *, add_reply_start: bool = False) -> Rendered:
         """Return the conversation's ids and loss mask, with the start of an assistant's turn at the end if asked for.
@@ -102,7 +103,9 @@ class ChatFormat:
         found = sorted(int(number) for number in _PLACEHOLDER.findall(text))
         if found != list(range(len(messages))):
             roles = [messages[i].role for i in range(len(messages)) if found.count(i) != 1]
-            raise DataError(f"the model's chat template drops or repeats messages with the roles {roles}; leave them out")
+            raise DataError(
+                f"the model's chat template drops or repeats messages with the roles {roles}; leave them out"
+            )
         return text
 
     def _through_stop(self, ids: list[int]) -> int:
@@ -139,7 +142,3 @@ def _tojson(value: object, indent: int | None = None) -> str:
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _text(value: object) -> object:
-    return value.get("content") if isinstance(value, dict) else value

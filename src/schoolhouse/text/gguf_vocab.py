@@ -38,12 +38,15 @@ _SPLITS: dict[str, list[Any]] = {
 def from_gguf(meta: Mapping[str, Any], folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja for a GGUF file's metadata.
 
-    Byte-pair vocabularies ("gpt2") with the pre-tokenizers of GPT-2, SmolLM, Llama 3 and Qwen 2 are known; for any other
-    a ModelError names what is not. Source: the GGUF specification; ids checked against transformers' own GGUF reader.
+    Byte-pair vocabularies ("gpt2") with the pre-tokenizers of GPT-2, SmolLM, Llama 3 and Qwen 2 are known; for any
+    other a ModelError names what is not. Source: the GGUF specification; ids checked against transformers' own GGUF
+    reader.
     """
     kind = meta.get("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise ModelError(f"the GGUF file's vocabulary is of the kind {kind!r}; only byte-pair vocabularies (gpt2) can be read")
+        raise ModelError(
+            f"the GGUF file's vocabulary is of the kind {kind!r}; only byte-pair vocabularies (gpt2) can be read"
+        )
     pre = meta.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in _SPLITS:
         raise ModelError(f"unknown pre-tokenizer {pre!r} in the GGUF file; known are {', '.join(_SPLITS)}")
@@ -60,7 +63,9 @@ def _build(tokens: list[str], meta: Mapping[str, Any], pre: str) -> tokenizers.T
     merges = [_merge(line) for line in _required(meta, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise ModelError(f"the GGUF file's vocabulary repeats {len(tokens) - len(vocabulary)} tokens; get the file again")
+        raise ModelError(
+            f"the GGUF file's vocabulary repeats {len(tokens) - len(vocabulary)} tokens; get the file again"
+        )
     try:
         model = models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe")
     except Exception as error:  # the library raises bare Exception

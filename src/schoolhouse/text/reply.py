@@ -1,7 +1,7 @@
 """The form of a reply: `<think>...</think>` and then `<answer>...</answer>`, parsed strictly.
 
-The parser decides rewards, so that it gives nothing away: each tag exactly once, in this order, spelt exactly so, something in
-each block, and nothing but white space around them.
+The parser decides rewards, so that it gives nothing away: each tag exactly once, in this order, spelt exactly so,
+something in each block, and nothing but white space around them.
 """
 
 import re
@@ -80,3 +80,59 @@ def _problem(text: str, tags: list[tuple[str, int, int]], thinking: bool) -> str
         if not inside and gap:
             return f"text outside the blocks: {gap[:40]!r}"
     return None
+
+
+class StreamSplitter:
+    """Split a reply into reasoning and answer while it arrives; how it is cut into pieces makes no difference.
+
+    Tags are taken out, and white space around a block is dropped. What stands outside every block counts as answer,
+    so that a model that was never taught the form can still be read. Of a well-formed reply the joined pieces are
+    exactly the `reasoning` and `answer` of `parse_reply`.
+    """
+
+    def __init__(self) -> None:
+        self._kind = "answer"
+        self._pending = ""  # what may be the beginning of a tag
+        self._space = ""  # white space that is shown only if something follows it in its block
+        self._begun = False  # whether this block has shown anything
+        self._shown: set[str] = set()  # the kinds that have shown anything
+
+    def push(self, text: str) -> list[tuple[str, str]]:
+        """Take the next piece of the reply; return pairs of "reasoning" or "answer" and text that is now certain."""
+        pieces: list[tuple[str, str]] = []
+        self._pending += text
+        while (tag := _TAG.search(self._pending)) is not None:
+            self._show(self._pending[: tag.start()], pieces)
+            self._pending = self._pending[tag.end() :]
+            self._kind = "reasoning" if tag.group() == THINK_OPEN else "answer"
+            self._space, self._begun = "", False
+        certain = len(self._pending) - _tag_start_at_end(self._pending)
+        self._show(self._pending[:certain], pieces)
+        self._pending = self._pending[certain:]
+        return pieces
+
+    def finish(self) -> list[tuple[str, str]]:
+        """Return what was held back as the possible beginning of a tag."""
+        pieces: list[tuple[str, str]] = []
+        self._show(self._pending, pieces)
+        self._pending = ""
+        return pieces
+
+    def _show(self, text: str, pieces: list[tuple[str, str]]) -> None:
+        text = self._space + text
+        body = text.rstrip()
+        self._space = text[len(body) :]
+        if not self._begun:
+            body = body.lstrip()
+            if body and self._kind in self._shown:
+                body = "\n" + body  # a second block of a kind starts on a line of its own
+        if body:
+            self._begun = True
+            self._shown.add(self._kind)
+            pieces.append((self._kind, body))
+
+
+def _tag_start_at_end(text: str) -> int:
+    """Return how many characters at the end of a text may be the beginning of a tag."""
+    start = text.rfind("<", max(0, len(text) - max(map(len, TAGS)) + 1))
+    return len(text) - start if start >= 0 and any(tag.startswith(text[start:]) for tag in TAGS) else 0

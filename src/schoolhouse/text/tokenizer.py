@@ -1,5 +1,6 @@
-"""The tokenizer of a checkpoint folder: text to token ids and back, with control tokens only where they are asked for."""
+"""The tokenizer of a checkpoint folder: text to token ids and back, control tokens only where they are asked for."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -20,17 +21,20 @@ class Tokenizer:
     Control tokens are the special tokens of tokenizer.json and whatever the folder names as beginning or end of a text.
     """
 
-    def __init__(self, json_text: str, bos_id: int | None, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self, json_text: str, bos_token: str | None, eos_token: str | None, eos_ids: Iterable[int] = ()
+    ) -> None:
         # Two copies: whether special tokens are recognised is a switch of the whole object, and threads share it.
         self._control = _parsed(json_text)
         self._plain = _parsed(json_text)
         self._plain.encode_special_tokens = True
-        self.bos_id = bos_id
-        self.eos_ids = frozenset(eos_ids)
+        self.bos_id = None if bos_token is None else self.id_of(bos_token)
+        named = None if eos_token is None else self.id_of(eos_token)
+        self.eos_ids = frozenset(eos_ids) | (frozenset() if named is None else {named})
         added = self._control.get_added_tokens_decoder()
-        ids = {i for i, token in added.items() if token.special} | self.eos_ids | ({bos_id} if bos_id is not None else set())
-        self.control_ids: frozenset[int] = frozenset(ids)
-        words = sorted(filter(None, (self._control.id_to_token(i) for i in ids)), key=len, reverse=True)
+        ids = {i for i, token in added.items() if token.special} | self.eos_ids
+        self.control_ids: frozenset[int] = frozenset(ids if self.bos_id is None else ids | {self.bos_id})
+        words = sorted(filter(None, map(self.token_of, self.control_ids)), key=len, reverse=True)
         self._control_word = re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
     @classmethod
@@ -42,15 +46,11 @@ class Tokenizer:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"no readable tokenizer.json in {folder}: {error}. Is it a model folder?") from error
         config = read_json(folder / "tokenizer_config.json")
-        probe = _parsed(text)
-        bos = _token_text(config.get("bos_token"))
-        eos = _token_text(config.get("eos_token"))
-        eos_ids = {probe.token_to_id(eos)} if eos is not None else set()
-        eos_ids.update(_generation_eos(read_json(folder / "generation_config.json")))
-        found = {i for i in eos_ids if i is not None}
-        if not found:
-            raise ModelError(f"{folder} names no end-of-text token (eos_token in tokenizer_config.json); a model needs one")
-        return cls(text, probe.token_to_id(bos) if bos is not None else None, found)
+        eos_ids = _generation_eos(read_json(folder / "generation_config.json"))
+        found = cls(text, token_text(config.get("bos_token")), token_text(config.get("eos_token")), eos_ids)
+        if not found.eos_ids:
+            raise ModelError(f"{folder} names no end-of-text token that it has (eos_token in tokenizer_config.json)")
+        return found
 
     @property
     def vocab_size(self) -> int:
@@ -68,7 +68,7 @@ class Tokenizer:
         return None if found is None else str(found)
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
-        """Return the ids of a text; with `control`, special tokens in it count as such. Nothing is put before or after."""
+        """Return the ids of a text and nothing else; with `control`, special tokens in it count as such."""
         if control:
             return _encode(self._control, text)
         ids = _encode(self._plain, text)
@@ -76,7 +76,7 @@ class Tokenizer:
             return ids
         # A vocabulary may reach a control token by its ordinary rules: cut every such word after its first letter.
         cuts = [0, *(match.start() + 1 for match in self._control_word.finditer(text)), len(text)]
-        pieces = (_encode(self._plain, text[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+        pieces = (_encode(self._plain, text[a:b]) for a, b in itertools.pairwise(cuts))
         return [i for piece in pieces for i in piece if i not in self.control_ids]
 
     def decode(self, ids: Sequence[int], skip_control: bool = True) -> str:
@@ -90,7 +90,7 @@ class Tokenizer:
 
 
 class TextStream:
-    """Decode ids one by one; a piece never ends within a character. All pieces and `finish()` join to the whole text."""
+    """Decode ids one by one; a piece never ends within a character, and all with `finish()` are the whole text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -152,8 +152,8 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     return list(tokenizer.encode(safe, add_special_tokens=False).ids)
 
 
-def _token_text(value: object) -> str | None:
-    """Return a token named as a string or, in older files, as an object with its content."""
+def token_text(value: object) -> str | None:
+    """Return a token of tokenizer_config.json: a string or, in older files, an object with its content."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None

@@ -1,0 +1,61 @@
+"""Tasks by name or by file: what recipes write in `tasks = [...]`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from schoolhouse.core.config import Strict, did_you_mean
+from schoolhouse.core.errors import TaskError
+from schoolhouse.tasks.arithmetic import ArithmeticTask
+from schoolhouse.tasks.boxes import BoxTask
+from schoolhouse.tasks.jsonl import load_jsonl
+from schoolhouse.tasks.task import FORMAT_REWARD, Task
+from schoolhouse.tasks.verify import VERIFIERS
+
+BUILT_IN: dict[str, Callable[..., Task]] = {"boxes": BoxTask, "arithmetic": ArithmeticTask}
+
+
+class TaskTable(Strict):
+    """A task as a table of a recipe: `{ task = "questions.jsonl", verifier = "number" }`.
+
+    `name` is how reports call it (default: the file's name); `format_reward` is what a well-formed wrong reply is
+    worth.
+    """
+
+    task: str
+    verifier: str | None = None
+    name: str | None = None
+    format_reward: float = Field(default=FORMAT_REWARD, ge=0, lt=1)
+
+
+TaskSpec = str | TaskTable
+"""What a recipe may write for a task: a name, or a table."""
+
+
+def load_task(spec: TaskSpec) -> Task:
+    """Return the task that a recipe means; raise TaskError, with a suggestion, for one that does not exist."""
+    table = TaskTable(task=spec) if isinstance(spec, str) else spec
+    if table.task in BUILT_IN:
+        if table.verifier is not None or table.name is not None:
+            raise TaskError(f"the task {table.task} has its own verifier and name; leave both out")
+        return BUILT_IN[table.task](format_reward=table.format_reward)
+    path = Path(table.task)
+    if not path.exists():
+        raise TaskError(f"there is no task and no file {table.task!r}{did_you_mean(table.task, BUILT_IN)}")
+    if table.verifier is None:
+        raise TaskError(
+            f'the questions in {path} need a verifier: {{ task = "{path}", verifier = "exact" }}'
+            f" ({', '.join(VERIFIERS)})"
+        )
+    return load_jsonl(path, table.verifier, name=table.name, format_reward=table.format_reward)
+
+
+def load_tasks(specs: list[TaskSpec]) -> list[Task]:
+    """Return several tasks; raise TaskError if two share a name, since results are kept by it."""
+    tasks = [load_task(spec) for spec in specs]
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise TaskError(f"two tasks are called {twice[0]!r}; give one of them another name")
+    return tasks
