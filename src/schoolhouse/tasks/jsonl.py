@@ -75,9 +75,7 @@ def load_jsonl(
     """Read a task from a JSONL file or a folder of them; raise TaskError or DataError when it gives none."""
     judge = load_verifier(verifier)
     task = name or path.stem
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files:
-        raise TaskError(f"the folder {path} holds no .jsonl file; put the questions there, one JSON object a line")
+    files = question_files(path)
     rows: dict[str, tuple[Split, Example]] = {}
     bad: list[BadRow] = []
     for file in files:
@@ -96,6 +94,14 @@ def load_jsonl(
     frozen = {key: tuple(examples) for key, examples in questions.items()}
     trace_levels = tuple(level for level in levels if level in traced)
     return JsonlTask(task, levels, trace_levels, judge, frozen, tuple(bad), format_reward)
+
+
+def question_files(path: Path) -> list[Path]:
+    """Return the files of a task: the file itself, or a folder's .jsonl files; raise TaskError if it has none."""
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise TaskError(f"the folder {path} holds no .jsonl file; put the questions there, one JSON object a line")
+    return files
 
 
 def _read(file: Path, task: str, verifier: str, rows: dict[str, tuple[Split, Example]]) -> list[BadRow]:

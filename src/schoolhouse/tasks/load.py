@@ -1,6 +1,7 @@
 """Tasks by name or by file: what recipes write in `tasks = [...]`."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from schoolhouse.core.config import Strict, did_you_mean
 from schoolhouse.core.errors import TaskError
 from schoolhouse.tasks.arithmetic import ArithmeticTask
 from schoolhouse.tasks.boxes import BoxTask
-from schoolhouse.tasks.jsonl import load_jsonl
+from schoolhouse.tasks.jsonl import load_jsonl, question_files
 from schoolhouse.tasks.task import FORMAT_REWARD, Task
 from schoolhouse.tasks.verify import VERIFIERS
 
@@ -51,7 +52,7 @@ def load_task(spec: TaskSpec) -> Task:
     return load_jsonl(path, table.verifier, name=table.name, format_reward=table.format_reward)
 
 
-def load_tasks(specs: list[TaskSpec]) -> list[Task]:
+def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:
     """Return several tasks; raise TaskError if two share a name, since results are kept by it."""
     tasks = [load_task(spec) for spec in specs]
     names = [task.name for task in tasks]
@@ -59,3 +60,15 @@ def load_tasks(specs: list[TaskSpec]) -> list[Task]:
     if twice:
         raise TaskError(f"two tasks are called {twice[0]!r}; give one of them another name")
     return tasks
+
+
+def fingerprint(specs: Sequence[TaskSpec]) -> str:
+    """Return a hash of the question files that tasks are read from: what a result depends on beside its recipe."""
+    digest = hashlib.sha256()
+    for spec in specs:
+        name = spec if isinstance(spec, str) else spec.task
+        if name in BUILT_IN:
+            continue
+        for file in question_files(Path(name)):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Training data: from records, documents and tasks to conversations."""
