@@ -17,8 +17,9 @@ from schoolhouse.core.config import StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.tasks.load import TaskSpec, load_tasks
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
-from schoolhouse.tasks.task import Example, Task, worked_conversation
+from schoolhouse.tasks.task import Task, worked_conversation
 from schoolhouse.text.records import Conversation, write_conversations
+from schoolhouse.text.reply import THINK_OPEN
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
@@ -40,9 +41,12 @@ class Config(StageConfig):
 
 def check(config: Config) -> None:
     """Raise TaskError or DataError before anything starts if a task is missing or has no traces."""
-                for task in load_tasks(config.tasks): if not task.trace_levels: raise DataError( f"the task
-                {task.name} has no worked traces to start from; add a \"trace\" to some of its easy rows, or " "teach
-                the form of a reply with another task's traces (boxes, arithmetic)" )
+    for task in load_tasks(config.tasks):
+        if not task.trace_levels:
+            raise DataError(
+                f'the task {task.name} has no worked traces to start from; add a "trace" to some of its easy rows, '
+                "or teach the form of a reply with the traces of another task (boxes, arithmetic)"
+            )
 
 
 def fingerprint(config: Config) -> str:
@@ -52,37 +56,41 @@ def fingerprint(config: Config) -> str:
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: "Run", out: Draft) -> None:
     """Write conversations.jsonl and its data card."""
-            check(config) conversations: list[Conversation] = [] counts: dict[str, dict[str, int]] = {} for task in
-            load_tasks(config.tasks): rows = draw_traces(task, config.count, config.no_think, run.seed)
-            _assert_unseen(task, rows, run.seed) counts[task.name] = dict(Counter(_bin(row) for row in rows)) if
-            len(rows) < config.count: run.log.warn(f"{task.name}: only {len(rows)} of {config.count} traces; its trace
-            levels have no more questions") conversations += rows
-            random.Random(f"order/{run.seed}").shuffle(conversations) path = out.path / CONVERSATIONS rows_written =
-            write_conversations(path, conversations) sha256 = hashlib.sha256(path.read_bytes()).hexdigest() (out.path
-            / "README.md").write_text(_card(counts, rows_written, sha256, run.seed), encoding="utf-8") out.meta |=
-            {"rows": rows_written, "counts": counts, "sha256": sha256} run.log.info(f"{rows_written} conversations: "
-            + ", ".join(f"{n} {sum(c.values())}" for n, c in counts.items()))
+    check(config)
+    conversations: list[Conversation] = []
+    counts: dict[str, dict[str, int]] = {}
+    for task in load_tasks(config.tasks):
+        rows = draw_traces(task, config.count, config.no_think, run.seed)
+        _assert_unseen(task, rows, run.seed)
+        counts[task.name] = dict(Counter(_bin(row) for row in rows))
+        if len(rows) < config.count:
+            run.log.warn(f"{task.name}: {len(rows)} traces instead of {config.count}: its trace levels hold no more")
+        conversations += rows
+    random.Random(f"order/{run.seed}").shuffle(conversations)
+    path = out.path / CONVERSATIONS
+    total = write_conversations(path, conversations)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    (out.path / "README.md").write_text(_card(counts, total, sha256, run.seed), encoding="utf-8")
+    out.meta.update(rows=total, counts=counts, sha256=sha256)
+    by_task = ", ".join(f"{name} {sum(by_bin.values())}" for name, by_bin in counts.items())
+    run.log.info(f"{total} conversations to start from ({by_task})")
 
 
 def draw_traces(task: Task, count: int, no_think: float, seed: int) -> list[Conversation]:
-    """Draw up to `count` conversations with distinct questions, evenly over the trace levels, easiest first."""
+    """Draw up to `count` conversations with distinct questions, spread evenly over the task's trace levels."""
     rows: list[Conversation] = []
     levels = task.trace_levels
     for index, level in enumerate(levels):
         # What does not divide evenly goes to the harder levels.
         wanted = (count + index) // len(levels)
-        examples = _distinct([e for e in task.examples("train", level, wanted, seed) if e.trace is not None])
-        bare = round(len(examples) * no_think)
-        rows += [worked_conversation(e, thinking=i >= bare) for i, e in enumerate(examples)]
+        drawn = {e.question: e for e in task.examples("train", level, wanted, seed) if e.trace is not None}
+        bare = round(len(drawn) * no_think)
+        rows += [worked_conversation(example, thinking=i >= bare) for i, example in enumerate(drawn.values())]
     return rows
 
 
-def _distinct(examples: list[Example]) -> list[Example]:
-    return list({example.question: example for example in examples}.values())
-
-
 def _bin(row: Conversation) -> str:
-    kind = "worked" if row.messages[-1].content.startswith("<think>") else "answer only"
+    kind = "worked" if row.messages[-1].content.startswith(THINK_OPEN) else "answer only"
     return f"{row.meta['level']} {kind}"
 
 
@@ -94,11 +102,20 @@ def _assert_unseen(task: Task, rows: list[Conversation], seed: int) -> None:
         assert questions.isdisjoint(exam), f"{task.name} {level}: exam questions among the training data"
 
 
-        def _card(counts: Mapping[str, Mapping[str, int]], rows: int, sha256: str, seed: int) -> str: lines = [ "#
-        Worked traces for a cold start", "", f"{rows} conversations in `{CONVERSATIONS}` (SHA-256 `{sha256}`), one
-        JSON object a line with `messages` and `meta`.", "", "| task | level and kind | conversations |",
-        "|---|---|---|", *(f"| {task} | {key} | {n} |" for task, by_key in counts.items() for key, n in
-        sorted(by_key.items())), "", f"- Made by `schoolhouse` from the tasks above, training split, seed {seed}; no
-        person's data, no model's output.", "- Levels harder than these do not occur, nor does any question of the
-        test split (checked when this was made).", '- "worked" replies think step by step and then answer; "answer
-        only" replies were asked not to think.', "", ] return "\n".join(lines)
+def _card(counts: Mapping[str, Mapping[str, int]], total: int, sha256: str, seed: int) -> str:
+    table = [f"| {task} | {key} | {n} |" for task, by_bin in counts.items() for key, n in sorted(by_bin.items())]
+    lines = [
+        "# Worked traces for a cold start",
+        "",
+        f"{total} conversations in `{CONVERSATIONS}` (SHA-256 `{sha256}`), one JSON object a line: `messages`, `meta`.",
+        "",
+        "| task | level and kind | conversations |",
+        "|---|---|---|",
+        *table,
+        "",
+        f"- Drawn by Schoolhouse from the training questions of the tasks above, seed {seed}; no model wrote any of it.",
+        "- Levels harder than these do not occur, nor do questions of the test split (checked when this was made).",
+        '- "worked" replies think step by step and then answer; "answer only" replies were asked not to think.',
+        "",
+    ]
+    return "\n".join(lines)
