@@ -107,7 +107,7 @@ def test_every_recipe_is_short_and_right(path, monkeypatch):
 
 @pytest.mark.parametrize("module", STAGES.values())
 def test_every_stage_that_a_recipe_may_name_exists(module):
-    code = f"from schoolhouse.core.config import StageConfig as C; import {module} as m; m.run; assert issubclass(m.Config, C)"
+    code = f"import {module} as m; from schoolhouse.core.config import StageConfig as C; assert issubclass(m.Config, C)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
