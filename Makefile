@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing into .venv (about 1 GB with torch's CPU build, a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 quickstart: setup ## teach an open model to reason, on this machine (25 minutes on two cores)

@@ -99,12 +99,13 @@ def mask(
 @app.command()
 def ls(home: Home = _HOME) -> None:
     """List everything that was made."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from schoolhouse.core.artifact import Store
     from schoolhouse.core.log import Log
 
-    table = Table("artifact", "stage", "recipe", "seed", "run", "size", "made at")
+    table = Table("artifact", "stage", "recipe", "seed", "run", "size", "made at", box=SIMPLE_HEAD)
     for artifact in Store(home / "store").all():
         size = sum(file["bytes"] for file in artifact.manifest["files"].values())
         facts = [str(artifact.meta.get(key, "")) for key in ("stage", "recipe", "seed")]
@@ -120,6 +121,7 @@ def ledger(
     home: Home = _HOME,
 ) -> None:
     """List the runs with what they used; with RUN, every figure of it and how it was got."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from schoolhouse.core.ledger import Ledger
@@ -132,7 +134,7 @@ def ledger(
     book = Ledger(f"sqlite:///{path}")
     runs = [row for row in book.runs() if run_id is None or row["id"].startswith(run_id)]
     if run_id is None:
-        table = Table("run", "recipe", "seed", "status", "started", "time", "energy")
+        table = Table("run", "recipe", "seed", "status", "started", "time", "energy", box=SIMPLE_HEAD)
         for row in runs:
             used = (clock(row["figures"].get("seconds", 0)), f"{row['figures'].get('energy_wh', 0):.2f} Wh")
             table.add_row(row["id"][:8], row["recipe"], str(row["seed"]), row["status"], row["started_at"], *used)
@@ -140,7 +142,7 @@ def ledger(
         return
     if not runs:
         raise ArtifactError(f"the ledger knows no run {run_id!r}; `schoolhouse ledger` lists them")
-    table = Table("stage", "status", "artifact", "figure", "value", "unit", "how it was got")
+    table = Table("stage", "status", "artifact", "figure", "value", "unit", "how it was got", box=SIMPLE_HEAD)
     for stage in book.stages([row["id"] for row in runs]):
         table.add_row(stage["name"], stage["status"], stage["artifact_id"], end_section=not stage["figures"])
         for name, figure in stage["figures"].items():

@@ -405,7 +405,9 @@ def _figures(meter: Mapping[str, Any]) -> list[str]:
 
 def _plan_table(plan: Plan, store: Store, home: Path) -> Table:
     budget = "no time budget" if plan.budget_s is None else f"{clock(plan.budget_s)} in all"
-    table = Table(title=f"{plan.source.recipe.name}: what would run ({budget})", title_justify="left")
+    table = Table(
+        title=f"{plan.source.recipe.name}: what would run ({budget})", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for column in ("stage", "run", "now", "at most", "artifact", "settings"):
         table.add_column(column, overflow="fold", no_wrap=column in ("stage", "run", "now", "artifact"))
     for stage in plan.stages:
