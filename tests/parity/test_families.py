@@ -1,4 +1,4 @@
-"""Every dense family against transformers' own code: tiny models with random weights, written by one side, read by the other."""
+"""Every dense family against transformers' own code: tiny random models, written by one side, read by the other."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,9 @@ def test_gradients_are_transformers_gradients(pair):
     got = {name: p.grad for name, p in ours.named_parameters()}
     assert got.keys() == wanted.keys()
     for name, gradient in got.items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            gradient, wanted[name], rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_chunks_with_a_cache_equal_the_full_forward(pair):

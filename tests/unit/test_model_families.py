@@ -57,6 +57,15 @@ def test_both_spellings_of_rope_mean_the_same():
     assert from_hf(RAW | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}).rope_scaling is None
 
 
+def test_null_is_none_and_absent_is_the_default():
+    mistral = {**RAW, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "num_attention_heads": 8}
+    del mistral["num_key_value_heads"]
+    assert from_hf(mistral).num_key_value_heads == 8
+    nulls = {"num_key_value_heads": None, "bos_token_id": None, "head_dim": None}
+    config = from_hf(mistral | nulls | {"num_attention_heads": 4})
+    assert (config.num_key_value_heads, config.head_dim, config.bos_token_id, config.eos_token_id) == (4, 8, None, 2)
+
+
 def test_several_stop_tokens_go_round():
     config = from_hf(RAW | {"eos_token_id": [1, 2]})
     assert config.eos_token_id == (1, 2)

@@ -102,7 +102,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named(folder: Path):
     with pytest.raises(ModelError, match=r"missing: model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(folder)
     change_weights(folder, lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(48, 31)}))
-    with pytest.raises(ModelError, match=r"up_proj\.weight is \(48, 31\), config\.json asks for \(48, 32\)"):
+    with pytest.raises(ModelError, match=r"up_proj\.weight is \(48, 31\), the config asks for \(48, 32\)"):
         load_model(folder)
     change_weights(folder, lambda t: t.update({"model.layers.2.mlp.extra.weight": torch.zeros(1)}))
     with pytest.raises(ModelError, match=r"not in the model: model\.layers\.2\.mlp\.extra\.weight"):

@@ -110,7 +110,8 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """
     family = _family(raw)
     _refuse_unknown_keys(raw, family)
-    values = {**family.defaults, **{key: value for key, value in raw.items() if value is not None}}
+    # null says "none", an absent key says "the family's default".
+    values = {key: value for key, value in {**family.defaults, **raw}.items() if value is not None}
     sizes: dict[str, Any] = {key: _size(values, key) for key in _SIZES}
     heads = sizes["num_attention_heads"]
     kv_heads = _size({"num_key_value_heads": heads, **values}, "num_key_value_heads")
@@ -129,7 +130,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         attention_out_bias=bias and family.bias_covers_output,
         mlp_bias=bool(values.get("mlp_bias", False)),
         qk_norm=family.fixed.get("qk_norm", False),
-        sliding_window=_sliding_window(raw, values, family, sizes["num_hidden_layers"]),
+        sliding_window=_sliding_window(values, family, sizes["num_hidden_layers"]),
         **{key: values[key] for key in _PLAIN if key in values},
         **{key: _token(values.get(key)) for key in _TOKENS},
     )
@@ -237,13 +238,12 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     return float(theta), {"rope_type": kind, **rule}
 
 
-def _sliding_window(raw: Mapping[str, Any], values: Mapping[str, Any], family: Family, layers: int) -> int | None:
-    if "sliding_window" not in family.extra_keys:
+def _sliding_window(values: Mapping[str, Any], family: Family, layers: int) -> int | None:
+    if "sliding_window" not in values:
         return None
-    stated_off = "sliding_window" in raw and raw["sliding_window"] is None
     if "use_sliding_window" not in family.extra_keys:  # Mistral: one window for all layers
-        return None if stated_off else _size(values, "sliding_window")
-    if stated_off or not values.get("use_sliding_window", False):
+        return _size(values, "sliding_window")
+    if not values.get("use_sliding_window", False):
         return None
     first = values.get("max_window_layers", 28)
     kinds = values.get("layer_types") or ["full_attention" if i < first else "sliding_attention" for i in range(layers)]

@@ -21,8 +21,11 @@ import numpy as np
 import torch
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, to_hf
-from schoolhouse.model.weights import write_tensors
+from schoolhouse.model.stored import StoredTensor
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.weights import check_names, write_tensors
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -135,13 +138,16 @@ class _Cursor:
         return value
 
     def text(self) -> str:
-        """One UTF-8 string; bytes that are no UTF-8 are kept as surrogates (vocabularies hold half characters)."""
+        """One UTF-8 string."""
         length = self.count()
         if self.at + length > len(self.buffer):
             raise self.bad(f"a text of {length:,} bytes runs over the end")
-        raw = self.buffer[self.at : self.at + length]
+        try:
+            text = self.buffer[self.at : self.at + length].decode()
+        except UnicodeDecodeError:
+            raise self.bad("a text that is no UTF-8") from None
         self.at += length
-        return raw.decode("utf-8", "surrogateescape")
+        return text
 
     def value(self, kind: int) -> Any:
         """One metadata value of the given GGUF type number: a number, a text or a list."""
@@ -325,6 +331,8 @@ def _llama3_divisors(rule: dict[str, Any], head_dim: int, theta: float) -> torch
 def hf_name(name: str) -> str | None:
     """The checkpoint key of a GGUF tensor name, or None for one that is not a dense decoder's."""
     stem, _, last = name.rpartition(".")
+    if last not in ("weight", "bias"):
+        return None
     if stem in _OUTER:
         return f"{_OUTER[stem]}.{last}"
     head, _, rest = stem.partition(".")
@@ -357,11 +365,24 @@ def hf_tensors(file: GgufFile, dtype: torch.dtype = torch.bfloat16) -> Iterator[
         yield key, tensor.to(dtype).contiguous()
 
 
+def _check_fit(file: GgufFile, config: ModelConfig) -> None:
+    """Every tensor has its place and every place its tensor, before any is unpacked."""
+    names = {name: hf_name(name) for name in file.tensors if name != "rope_freqs.weight"}
+    stored = {
+        key or name: StoredTensor(file.path, file.tensors[name].kind.name, file.tensors[name].shape)
+        for name, key in names.items()
+    }
+    with torch.device("meta"):
+        wanted = Transformer(config).state_dict()
+    check_names(file.path, stored, wanted)
+
+
 def gguf_to_hf(path: Path, folder: Path) -> GgufFile:
     """Write config.json and model.safetensors (bf16) into `folder`; return the header, which holds the vocabulary."""
     file = read_gguf(path)
-    config = to_hf(from_hf(hf_config(file)))
+    config = from_hf(hf_config(file))
+    _check_fit(file, config)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, hf_tensors(file))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n", encoding="utf-8")
     return file

@@ -88,7 +88,7 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
         replace_linears(model, raw["quantization_config"])
     wanted = model.state_dict()
     stored = _without_derived(stored, wanted, config)
-    _check_names(folder, stored, wanted)
+    check_names(folder, stored, wanted)
     return model, stored
 
 
@@ -125,16 +125,17 @@ def _read(entry: StoredTensor, name: str) -> Tensor:
     return tensor
 
 
-def _check_names(folder: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor]) -> None:
+def check_names(where: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ModelError that names tensors without a place in the model, places without a tensor, and a wrong shape."""
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or surplus:
         parts = [f"missing: {some(missing)}"] if missing else []
         parts += [f"not in the model: {some(surplus)}"] if surplus else []
-        raise ModelError(f"{folder}: the weights do not belong to config.json; {'; '.join(parts)}.")
+        raise ModelError(f"{where}: the weights do not belong to the config; {'; '.join(parts)}.")
     for name, tensor in wanted.items():
         if tuple(tensor.shape) != stored[name].shape:
             raise ModelError(
-                f"{stored[name].file}: {name} is {stored[name].shape}, config.json asks for {tuple(tensor.shape)}."
+                f"{stored[name].file}: {name} is {stored[name].shape}, the config asks for {tuple(tensor.shape)}."
             )
 
 
