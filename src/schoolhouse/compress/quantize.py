@@ -21,8 +21,9 @@ from schoolhouse.core.errors import ModelError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.model.families import from_hf
 from schoolhouse.model.quantized import linears_to_quantize, pack, quantization_config, quantize_rows
+from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
-from schoolhouse.model.weights import copy_companions, find_tensors, read_config, write_tensors
+from schoolhouse.model.weights import copy_companions, read_config, write_tensors
 
 
 class Config(StageConfig):
