@@ -27,7 +27,7 @@ FORBIDDEN = [
     r"\b" + "TO" + "DO" + r"\b",
     r"\b" + "FIX" + "ME" + r"\b",
     r"\bissue" + r" #?\d",
-    r"\b" + "Claude" + r"\b",
+    r"\bCla" + r"ude\b",
     r"\bsub" + "agent",
     r"shared/(design|spec|performance|style|ecosystem)" + r"\.md",
 ]
