@@ -17,7 +17,7 @@ from schoolhouse.core.config import StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.tasks.load import TaskSpec, load_tasks
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
-from schoolhouse.tasks.task import Task, worked_conversation
+from schoolhouse.tasks.task import Example, Task, worked_conversation
 from schoolhouse.text.records import Conversation, write_conversations
 from schoolhouse.text.reply import THINK_OPEN
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
 CONVERSATIONS = "conversations.jsonl"
-_EXAM_SAMPLE = 2000  # test questions a level that the finished data are compared with
+_EXAM_SAMPLE = 500  # test questions a level that the finished data are compared with
 
 
 class Config(StageConfig):
@@ -83,10 +83,19 @@ def draw_traces(task: Task, count: int, no_think: float, seed: int) -> list[Conv
     for index, level in enumerate(levels):
         # What does not divide evenly goes to the harder levels.
         wanted = (count + index) // len(levels)
-        drawn = {e.question: e for e in task.examples("train", level, wanted, seed) if e.trace is not None}
+        drawn = _traced(task, level, wanted, seed)
         bare = round(len(drawn) * no_think)
-        rows += [worked_conversation(example, thinking=i >= bare) for i, example in enumerate(drawn.values())]
+        rows += [worked_conversation(example, thinking=i >= bare) for i, example in enumerate(drawn)]
     return rows
+
+
+def _traced(task: Task, level: str, wanted: int, seed: int) -> list[Example]:
+    """Draw distinct examples that have a trace; in a user's file only some rows may, so look further if need be."""
+    for n in (wanted, 10 * wanted, 100 * wanted):
+        drawn = {e.question: e for e in task.examples("train", level, n, seed) if e.trace is not None}
+        if len(drawn) >= wanted:
+            break
+    return list(drawn.values())[:wanted]
 
 
 def _bin(row: Conversation) -> str:
@@ -113,7 +122,7 @@ def _card(counts: Mapping[str, Mapping[str, int]], total: int, sha256: str, seed
         "|---|---|---|",
         *table,
         "",
-        f"- Drawn by Schoolhouse from the training questions of the tasks above, seed {seed}; no model wrote any of it.",
+        f"- Drawn by Schoolhouse from the training questions of these tasks, seed {seed}; no model wrote any of it.",
         "- Levels harder than these do not occur, nor do questions of the test split (checked when this was made).",
         '- "worked" replies think step by step and then answer; "answer only" replies were asked not to think.',
         "",

@@ -39,7 +39,7 @@ def choice(answer: str, expected: str) -> bool:
 
 
 def maths(answer: str, expected: str) -> bool:
-    """Tell whether both expressions, LaTeX or plain, have the same value; what takes over 5 s to find out is wrong."""
+    """Tell whether both expressions, LaTeX or plain, have the same value; what takes over 2 s to find out is wrong."""
     if exact(answer, expected) or number(answer, expected):
         return bool(answer.strip())
     if not answer.strip() or len(answer) > _LONGEST_EXPRESSION:
@@ -48,7 +48,7 @@ def maths(answer: str, expected: str) -> bool:
 
 
 def regex(answer: str, expected: str) -> bool:
-    """Tell whether the pattern `expected` (Python's `re`) matches the whole answer; over 5 s is no match."""
+    """Tell whether the pattern `expected` (Python's `re`) matches the whole answer; over 2 s is no match."""
     return len(answer) <= _LONGEST_EXPRESSION and _regex.ask(answer, expected)
 
 

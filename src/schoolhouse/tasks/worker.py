@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-LIMIT_S = 5.0
+LIMIT_S = 2.0
 _MEMORY_BYTES = 2 * 2**30
 
 

@@ -34,7 +34,8 @@ class Tokenizer:
         added = self._control.get_added_tokens_decoder()
         ids = {i for i, token in added.items() if token.special} | self.eos_ids
         self.control_ids: frozenset[int] = frozenset(ids if self.bos_id is None else ids | {self.bos_id})
-        words = sorted(filter(None, map(self.token_of, self.control_ids)), key=len, reverse=True)
+        words = sorted((self.decode([i], skip_control=False) for i in self.control_ids), key=len, reverse=True)
+        words = [word for word in words if word]
         self._control_word = re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
     @classmethod

@@ -1,0 +1,116 @@
+"""A task of the user's own, from a file of questions."""
+
+import json
+
+import pytest
+
+from schoolhouse.core.errors import DataError, TaskError
+from schoolhouse.tasks.load import TaskTable, fingerprint, load_task, load_tasks
+from schoolhouse.tasks.task import Task, split_of
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def capitals(n=100, **more):
+    return [{"question": f"What is {i} + 1?", "answer": i + 1, **more} for i in range(n)]
+
+
+def load(path, verifier="number", **more):
+    return load_task(TaskTable(task=str(path), verifier=verifier, **more))
+
+
+def test_questions_fall_into_splits_by_their_text(tmp_path):
+    task = load(write(tmp_path / "sums.jsonl", capitals()))
+    assert isinstance(task, Task)
+    assert task.name == "sums"
+    assert task.levels == ("all",)
+    assert task.trace_levels == ()
+    train, test = (task.examples(split, "all", 100, 0) for split in ("train", "test"))
+    assert len(train) == 100  # starts over
+    assert len({e.question for e in train} | {e.question for e in test}) == 100
+    assert all(split_of(e.question) == "test" for e in test)
+    assert task.examples("train", "all", 5, 1) == task.examples("train", "all", 5, 1)
+    assert task.judge(test[0], f"<think>x</think><answer>{test[0].answer}.0</answer>").score == 1.0
+    assert task.judge(test[0], "<think>x</think><answer>0</answer>").score == 0.1
+    assert task.conversation(test[0]).messages[1].content == test[0].question
+
+
+def test_levels_splits_and_traces_of_the_rows(tmp_path):
+    rows = capitals(10, level=10, split="train") + [
+        {"question": "q", "answer": "1", "level": 2, "split": "test"},
+        {"question": "r", "answer": "1", "level": 2, "trace": "so", "split": "train"},
+    ]
+    task = load(write(tmp_path / "t.jsonl", rows), name="mine", format_reward=0.2)
+    assert task.name == "mine"
+    assert task.levels == ("2", "10")
+    assert task.trace_levels == ("2",)
+    assert [e.question for e in task.examples("test", "2", 9, 0)] == ["q"]
+    assert task.examples("test", "10", 9, 0) == []
+    assert task.judge(task.examples("test", "2", 1, 0)[0], "<think>a</think><answer>5</answer>").score == 0.2
+
+
+def test_named_levels_keep_the_order_of_the_file(tmp_path):
+    rows = capitals(30, level="easy") + [{"question": f"h{i}", "answer": 1, "level": "advanced"} for i in range(30)]
+    assert load(write(tmp_path / "t.jsonl", rows)).levels == ("easy", "advanced")
+
+
+def test_bad_rows_are_set_aside_with_their_reasons(tmp_path):
+    rows = [
+        *capitals(),
+        {"question": "What is 1 + 1?", "answer": 2},
+        {"question": "no answer"},
+        {"question": " ", "answer": 1},
+        {"question": "x", "answer": "many"},
+        {"question": "x", "answer": [1]},
+        {"question": "x", "answer": True},
+        {"question": "x", "answer": 1, "anwser": 2},
+        {"question": "x", "answer": 1, "split": "exam"},
+    ]
+    task = load(write(tmp_path / "t.jsonl", rows))
+    reasons = [bad.reason for bad in task.set_aside]
+    words = ["earlier row", "needs a", "needs a", "no number", "is list", "is bool", "anwser", "'exam'"]
+    assert len(reasons) == len(words)
+    assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+    assert task.set_aside[0].line == 101
+
+
+def test_a_folder_of_files(tmp_path):
+    write(tmp_path / "a.jsonl", capitals(50))
+    write(tmp_path / "b.jsonl", [{"question": f"b{i}", "answer": i} for i in range(50)])
+    task = load(tmp_path)
+    assert len({e.question for e in task.examples("train", "all", 90, 0)}) > 50
+    before = fingerprint([TaskTable(task=str(tmp_path), verifier="number"), "boxes"])
+    write(tmp_path / "b.jsonl", [{"question": "other", "answer": 1}])
+    assert fingerprint([TaskTable(task=str(tmp_path), verifier="number"), "boxes"]) != before
+
+
+def test_what_cannot_be_a_task(tmp_path):
+    path = write(tmp_path / "t.jsonl", capitals())
+    with pytest.raises(TaskError, match=r"no task and no file 'boxs'; did you mean 'boxes'"):
+        load_task("boxs")
+    with pytest.raises(TaskError, match=r"need a verifier.*exact, number, choice"):
+        load_task(str(path))
+    with pytest.raises(TaskError, match="no verifier 'nummer'"):
+        load(path, "nummer")
+    with pytest.raises(TaskError, match="own verifier"):
+        load_task(TaskTable(task="boxes", verifier="exact"))
+    with pytest.raises(TaskError, match="no question for train among 0 good rows"):
+        load(write(tmp_path / "empty.jsonl", []))
+    with pytest.raises(TaskError, match=r"no question for test among 1 good rows \(1 set aside, the first: .*only"):
+        load(write(tmp_path / "only.jsonl", [{"question": "q", "answer": 1, "split": "train"}, {"question": "r"}]))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(TaskError, match=r"holds no \.jsonl"):
+        load(tmp_path / "nothing")
+    with pytest.raises(DataError, match="cannot open"):
+        (tmp_path / "folder.jsonl").mkdir()
+        (tmp_path / "folder.jsonl" / "x.jsonl").mkdir()
+        load(tmp_path / "folder.jsonl")
+
+
+def test_two_tasks_of_one_name(tmp_path):
+    with pytest.raises(TaskError, match="two tasks are called 'boxes'"):
+        load_tasks(["boxes", "boxes"])
+    assert [task.name for task in load_tasks(["boxes", "arithmetic"])] == ["boxes", "arithmetic"]

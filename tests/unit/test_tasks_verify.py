@@ -1,0 +1,108 @@
+"""Verifiers: what counts as right, and what does not."""
+
+import threading
+import time
+
+import pytest
+
+from schoolhouse.core.errors import TaskError
+from schoolhouse.tasks.verify import VERIFIERS, choice, complaint, exact, load_verifier, maths, number, regex
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "expected"),
+    [
+        (exact, " Paris. ", "paris"),
+        (exact, "New\n York", "new york"),
+        (exact, "caf\u0065\u0301", "café"),
+        (number, "1,200", "1200"),
+        (number, "1200.0", "1200"),
+        (number, "+3.", "3"),
+        (number, "1e3", "1000"),
+        (number, "-0", "0"),
+        (choice, "b)", "B"),
+        (choice, "(B)", "b"),
+        (choice, "B.", "B"),
+        (maths, "\\frac{1}{2}", "0.5"),
+        (maths, "$(x+1)^2$", "x^2+2x+1"),
+        (maths, "\\{2, 1\\}", "\\{1,2\\}"),
+        (maths, "007", "7"),
+        (regex, "ab12", r"[a-z]+\d+"),
+    ],
+)
+def test_right(verifier, answer, expected):
+    assert verifier(answer, expected)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "expected"),
+    [
+        (exact, "Pаris", "Paris"),  # a Cyrillic a
+        (exact, "Paris or Rome", "Paris"),
+        (number, "3 or 4", "3"),
+        (number, "٣", "3"),
+        (number, "３", "3"),
+        (number, "1,20", "120"),
+        (number, "1e999999", "3"),
+        (number, "9" * 200, "9" * 200),
+        (number, "", ""),
+        (number, "nan", "nan"),
+        (choice, "A or B", "B"),
+        (choice, "AB", "B"),
+        (choice, "", "B"),
+        (maths, "4, 5", "5"),
+        (maths, "6 or 5", "5"),
+        (maths, "\\boxed{4} \\boxed{5}", "5"),
+        (maths, "5} \\boxed{6", "5"),
+        (maths, "the answer is 5", "5"),
+        (maths, "", ""),
+        (maths, "1+" * 5000 + "1", "5001"),
+        (maths, "\ud800\n{\\", "3"),
+        (regex, "ab12 and more", r"[a-z]+\d+"),
+        (regex, "x" * 2000, "x*"),
+    ],
+)
+def test_wrong(verifier, answer, expected):
+    assert not verifier(answer, expected)
+
+
+def test_what_would_take_for_ever_is_wrong_and_the_next_question_is_answered():
+    start = time.monotonic()
+    assert not regex("a" * 60 + "b", "(a+)+c")
+    assert not maths("100000!!!!", "3")
+    assert time.monotonic() - start < 30
+    assert regex("abc", "a.c")
+    assert maths("1/3", "\\frac{1}{3}")
+
+
+def test_verifiers_work_in_threads():
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(maths("2/4", "\\frac12"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 4
+
+
+def test_a_verifier_that_does_not_exist():
+    assert load_verifier("number") is number
+    with pytest.raises(TaskError, match="no verifier 'nummber'; did you mean 'number'"):
+        load_verifier("nummber")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "words"),
+    [
+        ("exact", " ", "empty"),
+        ("number", "ten", "no number"),
+        ("choice", "Paris", "single letter"),
+        ("regex", "(", "no regular expression"),
+    ],
+)
+def test_answers_that_nothing_could_match(name, expected, words):
+    assert words in (complaint(name, expected) or "")
+
+
+def test_no_complaint_about_good_answers():
+    assert all(complaint(name, "7" if name != "choice" else "b") is None for name in VERIFIERS)
