@@ -76,7 +76,9 @@ def test_ways_to_write_a_stack(text):
     assert same_stack("red, blue")(text)
 
 
-@pytest.mark.parametrize("text", ["blue, red", "red", "red, blue, red", "redblue", "", "red and blue", "rеd, blue"])
+@pytest.mark.parametrize(
+    "text", ["blue, red", "red", "red, blue, red", "redblue", "", "red and blue", "r\u0435d, blue"]
+)
 def test_what_is_not_the_stack(text):
     assert not same_stack("red, blue")(text)
 

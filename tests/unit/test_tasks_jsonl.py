@@ -39,7 +39,8 @@ def test_questions_fall_into_splits_by_their_text(tmp_path):
 
 
 def test_levels_splits_and_traces_of_the_rows(tmp_path):
-    rows = capitals(10, level=10, split="train") + [
+    rows = [
+        *capitals(10, level=10, split="train"),
         {"question": "q", "answer": "1", "level": 2, "split": "test"},
         {"question": "r", "answer": "1", "level": 2, "trace": "so", "split": "train"},
     ]
@@ -104,10 +105,9 @@ def test_what_cannot_be_a_task(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(TaskError, match=r"holds no \.jsonl"):
         load(tmp_path / "nothing")
+    (tmp_path / "nothing" / "x.jsonl").mkdir()
     with pytest.raises(DataError, match="cannot open"):
-        (tmp_path / "folder.jsonl").mkdir()
-        (tmp_path / "folder.jsonl" / "x.jsonl").mkdir()
-        load(tmp_path / "folder.jsonl")
+        load(tmp_path / "nothing")
 
 
 def test_two_tasks_of_one_name(tmp_path):

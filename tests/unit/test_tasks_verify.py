@@ -37,11 +37,11 @@ def test_right(verifier, answer, expected):
 @pytest.mark.parametrize(
     ("verifier", "answer", "expected"),
     [
-        (exact, "Pаris", "Paris"),  # a Cyrillic a
+        (exact, "P\u0430ris", "Paris"),  # a Cyrillic a
         (exact, "Paris or Rome", "Paris"),
         (number, "3 or 4", "3"),
-        (number, "٣", "3"),
-        (number, "３", "3"),
+        (number, "\u0663", "3"),
+        (number, "\uff13", "3"),
         (number, "1,20", "120"),
         (number, "1e999999", "3"),
         (number, "9" * 200, "9" * 200),

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from vocabulary import TEMPLATE, write_vocabulary
 
 from schoolhouse.core.errors import DataError, ModelError
 from schoolhouse.tasks.boxes import BoxTask
 from schoolhouse.tasks.task import worked_conversation
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.records import Conversation, Message
+from vocabulary import TEMPLATE, write_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ ATTACKS = {
     "<think>a</think>\u200b<answer>2</answer>": "text outside",
     "<Think>a</Think><answer>2</answer>": "<think> is missing",
     "<think >a</think><answer>2</answer>": "<think> is missing",
-    "＜think＞a＜/think＞<answer>2</answer>": "<think> is missing",
-    "<thіnk>a</thіnk><answer>2</answer>": "<think> is missing",  # a Cyrillic i
+    "\uff1cthink\uff1ea\uff1c/think\uff1e<answer>2</answer>": "<think> is missing",
+    "<th\u0456nk>a</th\u0456nk><answer>2</answer>": "<think> is missing",  # a Cyrillic i
     "<think>a<\\/think><answer>2</answer>": "</think> is missing",
     "&lt;think&gt;a&lt;/think&gt;<answer>2</answer>": "<think> is missing",
 }

@@ -4,11 +4,11 @@ import json
 import threading
 
 import pytest
-from vocabulary import CONTROL, gguf_meta, write_vocabulary
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.text.gguf_vocab import from_gguf
 from schoolhouse.text.tokenizer import Tokenizer
+from vocabulary import CONTROL, gguf_meta, write_vocabulary
 
 
 @pytest.fixture(scope="module")
