@@ -1,0 +1,275 @@
+"""The stage `evaluate.exam`: the same held-out questions for every model, with and without thinking.
+
+Questions depend on the seed, the task and the level only, so that models are compared pair by pair. Replies are greedy.
+Each model in each mode is one unit of work: all of its questions go to the engine at once, and its results lie on disk
+before the next unit starts, so that a stopped exam goes on with the unit it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import Ref, StageConfig, did_you_mean
+from schoolhouse.core.errors import Stopped, TaskError
+from schoolhouse.core.run import Run
+from schoolhouse.infer.engine import Completion, Engine
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.weights import load_model
+from schoolhouse.tasks.load import TaskSpec, load_tasks
+from schoolhouse.tasks.load import fingerprint as fingerprint_of
+from schoolhouse.tasks.task import Example, Task
+from schoolhouse.text.chat import ChatFormat
+
+EXAM, ITEMS, TRANSCRIPTS = "exam.json", "items.jsonl", "transcripts.jsonl"
+SLOTS = 64
+_SAY_EVERY_S = 3.0
+
+Mode = Literal["thinking", "direct"]
+
+
+class Config(StageConfig):
+    """Who is examined on what.
+
+    `items` questions a task are spread over its levels; `levels` gives weights where they should not weigh the same, like
+    `{ boxes = { "4-3" = 3, "5-4" = 3, "2-1" = 1 } }`, and leaves out levels that it does not name. The first model is where
+    the others came from and gets `items_base`; replies without thinking get `items_direct`. `transcripts` replies a level
+    are kept in full.
+    """
+
+    models: list[Ref] = Field(min_length=1)
+    tasks: list[TaskSpec] = Field(min_length=1)
+    items: int = Field(default=500, ge=1)
+    items_base: int = Field(default=200, ge=1)
+    items_direct: int = Field(default=200, ge=1)
+    levels: dict[str, dict[str, float]] = {}
+    thinking: list[bool] = Field(default=[True, False], min_length=1)
+    max_new_tokens: int = Field(default=160, ge=1)
+    max_new_tokens_direct: int = Field(default=40, ge=1)
+    transcripts: int = Field(default=3, ge=0)
+
+
+def check(config: Config) -> None:
+    """Raise TaskError before anything starts for a task or a level that does not exist."""
+    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    for name, weights in config.levels.items():
+        if name not in tasks:
+            raise TaskError(f"levels are given for {name!r}, which is no task of this exam{did_you_mean(name, tasks)}")
+        for level, weight in weights.items():
+            if level not in tasks[name].levels:
+                raise TaskError(f"task {name} has no level {level!r}{did_you_mean(level, tasks[name].levels)}")
+            if weight < 0:
+                raise TaskError(f"level {level} of task {name} has the weight {weight:g}; weights are 0 or more")
+        if not any(weights.values()):
+            raise TaskError(f"no level of task {name} has a weight above 0: nothing would be asked")
+
+
+def fingerprint(config: Config) -> str:
+    """Return the hash of the question files that the exam is drawn from."""
+    return fingerprint_of(config.tasks)
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Examine every model; write exam.json (counts a level), items.jsonl (every verdict) and transcripts.jsonl.
+
+    Raises Stopped after Ctrl-C; finished units are not asked again.
+    """
+    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    questions = draw_questions(config, tasks, run.seed)
+    modes: list[Mode] = ["thinking" if thinking else "direct" for thinking in dict.fromkeys(config.thinking)]
+    names = list(dict.fromkeys(config.models))
+    results: dict[str, dict[Mode, list[dict[str, Any]]]] = {}
+    for number, name in enumerate(names):
+        candidate = _Candidate(name, inputs[name].path, run)
+        for mode in modes:
+            examples = _share_of(config, tasks, questions, mode, is_base=number == 0)
+            results.setdefault(name, {})[mode] = _unit(config, tasks, candidate, mode, examples, run)
+    rows = [row for by_mode in results.values() for rows in by_mode.values() for row in rows]
+    _write_lines(out.path / ITEMS, ({k: v for k, v in row.items() if k not in _TEXTS} for row in rows))
+    _write_lines(out.path / TRANSCRIPTS, (row for row in rows if "reply" in row))
+    summary = summarize(config, tasks, results, run.seed) | {"artifacts": {n: inputs[n].id for n in names}}
+    (out.path / EXAM).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    out.meta |= {"items": len(rows), "models": names, "runtime": run.runtime.describe()}
+
+
+_TEXTS = ("question", "answer", "reply")
+
+
+def draw_questions(config: Config, tasks: Mapping[str, Task], seed: int) -> dict[str, dict[str, list[Example]]]:
+    """The held-out questions by task and level, the same for every model of every exam with this seed."""
+    drawn: dict[str, dict[str, list[Example]]] = {}
+    for name, task in tasks.items():
+        counts = spread(max(config.items, config.items_base, config.items_direct), _weights(config, task))
+        drawn[name] = {level: task.examples("test", level, n, seed) for level, n in counts.items() if n}
+    return drawn
+
+
+def spread(items: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Divide items over levels by weight, exactly: what is left over goes to the largest remainders."""
+    total = sum(weights.values())
+    exact = {level: items * weight / total for level, weight in weights.items()}
+    counts = {level: int(value) for level, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda level: counts[level] - exact[level])
+    for level in by_remainder[: items - sum(counts.values())]:
+        counts[level] += 1
+    return counts
+
+
+def _weights(config: Config, task: Task) -> dict[str, float]:
+    given = config.levels.get(task.name)
+    return {level: 1.0 if given is None else given.get(level, 0.0) for level in task.levels}
+
+
+def _share_of(
+    config: Config,
+    tasks: Mapping[str, Task],
+    questions: Mapping[str, Mapping[str, list[Example]]],
+    mode: Mode,
+    is_base: bool,
+) -> list[Example]:
+    """The questions of one unit: the first of each level, the hardest levels first, whose replies are the longest."""
+    items = config.items if mode == "thinking" else min(config.items, config.items_direct)
+    items = min(items, config.items_base) if is_base else items
+    chosen = []
+    for name, task in tasks.items():
+        counts = spread(items, _weights(config, task))
+        chosen.append([e for level in reversed(task.levels) for e in questions[name].get(level, [])[: counts[level]]])
+    return [example for part in sorted(chosen, key=lambda part: -len(part)) for example in part]
+
+
+class _Candidate:
+    """A model that is loaded when its first question comes, and not at all if all of its units are on disk."""
+
+    def __init__(self, name: str, folder: Path, run: Run) -> None:
+        self.name, self.folder, self._run = name, folder, run
+        self._loaded: tuple[Transformer, ChatFormat] | None = None
+
+    def load(self) -> tuple[Transformer, ChatFormat]:
+        """The network in the machine's number type, and how it is talked to."""
+        if self._loaded is None:
+            runtime = self._run.runtime
+            self._loaded = load_model(self.folder, runtime.dtype, runtime.device), ChatFormat.load(self.folder)
+        return self._loaded
+
+
+def _unit(
+    config: Config, tasks: Mapping[str, Task], candidate: _Candidate, mode: Mode, examples: list[Example], run: Run
+) -> list[dict[str, Any]]:
+    """One model's verdicts in one mode, from disk if they lie there."""
+    path = run.scratch / f"{candidate.name}.{mode}.json"
+    if path.exists():
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return rows
+    if run.seconds_left() == 0:
+        run.log.warn("the time is spent; the exam goes on all the same, for without all of its items it proves nothing")
+    completions = _ask(config, tasks, candidate, mode, examples, run)
+    chat = candidate.load()[1]
+    kept: dict[tuple[str, str], int] = {}
+    rows = []
+    for example, completion in zip(examples, completions, strict=True):
+        row = _judged(tasks[example.task], example, completion, chat, mode) | {"model": candidate.name}
+        place = (example.task, example.level)
+        kept[place] = kept.get(place, 0) + 1
+        rows.append(row if kept[place] <= config.transcripts else {k: v for k, v in row.items() if k not in _TEXTS})
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(rows), encoding="utf-8")
+    part.replace(path)
+    right = sum(row["correct"] for row in rows)
+    run.log.info(f"{candidate.name}, {mode}: {right} of {len(rows)} right ({right / max(1, len(rows)):.0%})")
+    return rows
+
+
+def _ask(
+    config: Config, tasks: Mapping[str, Task], candidate: _Candidate, mode: Mode, examples: list[Example], run: Run
+) -> list[Completion]:
+    """Put all questions to the engine at once, so that it is never half empty until the very end."""
+    model, chat = candidate.load()
+    prompts = [chat.prompt(tasks[e.task].conversation(e, mode == "thinking")) for e in examples]
+    most = config.max_new_tokens if mode == "thinking" else config.max_new_tokens_direct
+    sampling = Sampling(max_new_tokens=most, temperature=0.0, stop_ids=chat.stop_ids)
+    started = said = time.monotonic()
+
+    def watch(finished: int, total: int) -> None:
+        nonlocal said
+        if run.should_stop() == "interrupted":
+            raise Stopped(f"stopped at {candidate.name}, {mode}; the same command goes on with it")
+        now = time.monotonic()
+        if now - said >= _SAY_EVERY_S or finished == total:
+            said = now
+            run.log.step(finished, total, model=candidate.name, mode=mode, items_s=finished / (now - started))
+
+    with run.meter.phase(f"{candidate.name} {mode}"):
+        groups = Engine(model, slots=SLOTS).generate(prompts, sampling, watch)
+    completions = [group[0] for group in groups]
+    tokens = sum(map(len, prompts)) + sum(len(c.ids) for c in completions)
+    run.meter.add(tokens=tokens, flops=tokens * model.config.flops_per_token(0))
+    return completions
+
+
+def _judged(task: Task, example: Example, completion: Completion, chat: ChatFormat, mode: Mode) -> dict[str, Any]:
+    reply = chat.tokenizer.decode(completion.ids)
+    verdict = task.judge(example, reply, thinking=mode == "thinking")
+    return {
+        "mode": mode,
+        "task": example.task,
+        "level": example.level,
+        "id": example.id,
+        "score": verdict.score,
+        "correct": verdict.parts.get("answer", 0.0) == 1.0,
+        "well_formed": verdict.parts.get("format", 0.0) == 1.0,
+        "problem": verdict.problem,
+        "finish_reason": completion.finish_reason,
+        "tokens": len(completion.ids),
+        "question": example.question,
+        "answer": example.answer,
+        "reply": reply,
+    }
+
+
+def summarize(
+    config: Config,
+    tasks: Mapping[str, Task],
+    results: Mapping[str, Mapping[Mode, Sequence[Mapping[str, Any]]]],
+    seed: int,
+) -> dict[str, Any]:
+    """Counts by model, mode, task and level, with what a reader needs to trust them."""
+    models: dict[str, Any] = {}
+    for name, by_mode in results.items():
+        for mode, rows in by_mode.items():
+            for task_name, task in tasks.items():
+                own = [row for row in rows if row["task"] == task_name]
+                by_level = {lv: _count([r for r in own if r["level"] == lv]) for lv in task.levels}
+                held = {level: counts for level, counts in by_level.items() if counts["n"]}
+                models.setdefault(name, {}).setdefault(mode, {})[task_name] = held
+    return {
+        "seed": seed,
+        "split": "test",
+        "decoding": "greedy",
+        "max_new_tokens": {"thinking": config.max_new_tokens, "direct": config.max_new_tokens_direct},
+        "tasks": {n: {"levels": list(t.levels), "trace_levels": list(t.trace_levels)} for n, t in tasks.items()},
+        "models": models,
+    }
+
+
+def _count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    n = len(rows)
+    return {
+        "n": n,
+        "correct": sum(row["correct"] for row in rows),
+        "well_formed": sum(row["well_formed"] for row in rows),
+        "finished": sum(row["finish_reason"] == "stop" for row in rows),
+        "mean_tokens": sum(row["tokens"] for row in rows) / n if n else 0.0,
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
