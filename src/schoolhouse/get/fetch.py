@@ -6,6 +6,8 @@ here: it is neither installed nor imported.
 
 from __future__ import annotations
 
+import errno
+import lzma
 import os
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -28,6 +31,16 @@ ARCHIVES = (".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 _MOST_MEMBERS = 10_000
 _PIECE_BYTES = 1 << 20
 _POLL_S = 1.0
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,  # a compression of zip that Python does not know
+    OverflowError,
+    ValueError,
+)
 
 
 def cache_folder() -> Path:
@@ -130,7 +143,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Names that lead outside, links, devices, encrypted members, too many members and content beyond what was declared
     raise ModelError; more than fits on the disk raises MachineError before a byte is written.
     """
-    reader = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+    reader = _zip_members if _begins_as_zip(archive) else _tar_members
     try:
         sizes = [size for _, size, _ in reader(archive, read=False)]
         if len(sizes) > _MOST_MEMBERS:
@@ -143,8 +156,20 @@ def unpack(archive: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             assert source is not None, "a reader that reads gives streams"
             _copy(source, target, size, archive)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except ModelError:
+        raise
+    except _DAMAGE as error:
         raise ModelError(f"{archive}: cannot be unpacked ({error}). Fetch it again.") from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # those are a damaged gzip stream and a place that no file has
+            raise
+        raise ModelError(f"{archive}: cannot be unpacked ({error}). Fetch it again.") from error
+
+
+def _begins_as_zip(archive: Path) -> bool:
+    """A tar file may end like a zip, if its last member is one; so only the beginning counts."""
+    with archive.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def _as_zip(archive: Path) -> zipfile.ZipFile:

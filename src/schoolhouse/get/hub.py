@@ -34,6 +34,9 @@ from schoolhouse.model.weights import (
 from schoolhouse.text.gguf_vocab import from_gguf
 from schoolhouse.text.tokenizer import Tokenizer
 
+_TERMS = ("LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*", "README.md")
+_SOURCE_CARD = "SOURCE_README.md"
+
 
 class Config(StageConfig):
     """What a recipe says about the model to get.
@@ -144,10 +147,19 @@ def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
         config["quantization_config"] = raw["quantization_config"]
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     copy_companions(source, target)
+    terms = _copy_terms(source, target)
     kinds = ", ".join(sorted({entry.dtype for entry in stored.values()}))
-    taken = {path.name for path in target.iterdir()} | {entry.file.name for entry in stored.values()}
+    taken = {path.name for path in target.iterdir()} | {entry.file.name for entry in stored.values()} | terms
     left = sorted(path.name for path in source.iterdir() if path.name not in taken | {"model.safetensors.index.json"})
     return f"Conversion: safetensors ({kinds}) {'kept as stored' if quantized else 'to safetensors (BF16)'}", left
+
+
+def _copy_terms(source: Path, target: Path) -> set[str]:
+    """Take over the licence's text and notices, which most licences ask for, and the source's own card beside ours."""
+    names = {path.name for pattern in _TERMS for path in source.glob(pattern) if path.is_file()}
+    for name in names:
+        shutil.copyfile(source / name, target / _SOURCE_CARD if name == "README.md" else target / name)
+    return names
 
 
 def _in_bf16(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
