@@ -39,8 +39,8 @@ def from_gguf(meta: Mapping[str, Any], folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja for a GGUF file's metadata.
 
     Byte-pair vocabularies ("gpt2") with the pre-tokenizers of GPT-2, SmolLM, Llama 3 and Qwen 2 are known; for any
-    other a ModelError names what is not. Source: the GGUF specification; ids checked against transformers' own GGUF
-    reader.
+    other a ModelError names what is not. Source: the GGUF specification and llama.cpp's table of pre-tokenizers; ids
+    checked against transformers, whose own GGUF reader leaves out that SmolLM splits numbers into digits.
     """
     kind = meta.get("tokenizer.ggml.model")
     if kind != "gpt2":
