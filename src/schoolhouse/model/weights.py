@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from schoolhouse.core.errors import MachineError, ModelError
+from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, to_hf
 from schoolhouse.model.quantized import QuantLinear, replace_linears
@@ -141,7 +141,7 @@ def check_names(where: Path, stored: Mapping[str, StoredTensor], wanted: Mapping
 
 def _check_memory(folder: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
     need = sum(t.numel() * (dtype if t.is_floating_point() else t.dtype).itemsize for t in wanted.values())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
     if need > free:
         raise MachineError(
             f"{folder}: the weights need {need / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}, "
