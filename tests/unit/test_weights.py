@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.model.families import from_hf
+from schoolhouse.model.quantized import QuantLinear
 from schoolhouse.model.stored import pickled_as, read_header
 from schoolhouse.model.weights import COPIED_FILES, load_config, load_model, save_model, write_tensors
 
@@ -54,6 +55,19 @@ def test_parameters_are_ready_to_train_and_outlive_the_file(folder: Path):
     assert all(p.requires_grad and not p.is_meta for p in model.parameters())
     (folder / "model.safetensors").write_bytes(b"")
     assert torch.equal(model.state_dict()["model.norm.weight"], tiny_model().state_dict()["model.norm.weight"])
+
+
+def test_an_int8_model_stays_one_with_the_same_layers_left_whole(tmp_path: Path):
+    ids = torch.arange(6)[None]
+    model = tiny_model(tie_word_embeddings=False)
+    layer = model.model.layers[0].mlp
+    layer.up_proj = QuantLinear.from_linear(layer.up_proj)
+    save_model(model, tmp_path, dtype=None)
+    again = load_model(tmp_path)
+    kinds = {name: type(module) for name, module in again.named_modules() if name.endswith("_proj")}
+    assert [name for name, kind in kinds.items() if kind is QuantLinear] == ["model.layers.0.mlp.up_proj"]
+    with torch.inference_mode():
+        assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_companions_are_copied(tmp_path: Path):

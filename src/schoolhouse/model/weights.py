@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, to_hf
-from schoolhouse.model.quantized import QuantLinear, replace_linears
+from schoolhouse.model.quantized import QuantLinear, quantization_config, replace_linears
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 
@@ -174,15 +174,17 @@ def save_model(
     """Write config.json and the weights (floating-point ones in `dtype`, None as they are) into `folder`.
 
     `like` is the folder that the model came from: its tokenizer, chat template and generation settings are copied.
-    Raises ModelError for a quantized model, whose weights change no more.
+    An int8 model stays one: its codes are written as they are, with the quantization_config that says which layers.
     """
-    if any(isinstance(module, QuantLinear) for module in model.modules()):
-        raise ModelError("A quantized model cannot be saved anew: copy the folder that it was loaded from.")
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     write_tensors(folder, ((name, _stored_as(tensor, dtype)) for name, tensor in state.items()))
     name = str(dtype or next(iter(state.values())).dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(to_hf(model.config, name), indent=2) + "\n", encoding="utf-8")
+    raw = to_hf(model.config, name)
+    if any(isinstance(module, QuantLinear) for module in model.modules()):
+        whole = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raw["quantization_config"] = quantization_config(model) | {"ignore": sorted({"lm_head", *whole})}
+    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     if like is not None:
         copy_companions(like, folder)
 
