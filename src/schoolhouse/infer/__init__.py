@@ -1,0 +1,1 @@
+"""The generation engine: one for rollouts, evaluation and chat."""

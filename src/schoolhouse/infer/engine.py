@@ -1,0 +1,262 @@
+"""The generation engine: rollouts, evaluation and chat all go through it.
+
+The life of a request: `submit` puts a prompt with one or more samples in the queue; `step` admits samples to free slots,
+reads their prompts (once for all samples of a prompt, and once for a beginning that prompts share), then gives every
+running text its next token; a text that ends frees its slot for the next sample at once. It knows ids, no text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from schoolhouse.core.errors import ModelError
+from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
+from schoolhouse.infer.sampler import Sampling, sample, uniforms
+from schoolhouse.model.transformer import Transformer
+
+PREFILL_TOKENS = (
+    2048  # read at once: enough to keep the products busy, little enough to keep the others waiting briefly
+)
+ADMIT_TOGETHER = 8  # prompts read together cost half of what they cost alone
+SHARED_PREFIX = 8  # tokens from which a common beginning is worth a pass of its own
+
+
+@dataclass(frozen=True)
+class Token:
+    """One new token of a request; `finish_reason` is "stop" or "length" on its last one."""
+
+    request: int
+    sample: int
+    id: int
+    logprob: float
+    finish_reason: str | None
+
+
+@dataclass
+class Completion:
+    """A finished reply: its ids with the stop token, their log-probabilities, and why it ended."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = "length"
+
+
+@dataclass
+class _Prompt:
+    """A prompt that waits for, or has, its keys and values."""
+
+    request: int
+    ids: list[int]
+    waiting: int
+    kv: KV | None = None
+    logits: Tensor | None = None
+
+
+@dataclass
+class _Text:
+    """A running sample."""
+
+    prompt: _Prompt
+    index: int
+    sampling: Sampling
+    length: int
+    last: int = 0
+    made: int = 0
+
+
+class Engine:
+    """Continuous batching over the slots of one cache.
+
+    model: stays the caller's, its weights may change between requests (call `forget` then). slots: texts that run at once.
+    Raises ModelError for an empty prompt or one that does not fit into the model's context.
+    """
+
+    def __init__(self, model: Transformer, slots: int = 64) -> None:
+        self.model = model
+        weight = model.model.norm.weight
+        self._cache = SlotCache(model.config, slots, weight.dtype, weight.device)
+        self._slots = slots
+        self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()
+        self._running: list[_Text] = []
+        self._prefix: tuple[list[int], KV] | None = None
+        self._requests = 0
+
+    def forget(self) -> None:
+        """Drop what was computed with the weights as they were. Call it after a training step."""
+        self._prefix = None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self._running and not self._queue
+
+    def submit(self, ids: Sequence[int], samplings: Sampling | Sequence[Sampling]) -> int:
+        """Queue one prompt with one or more samples; returns the request's number."""
+        each = [samplings] if isinstance(samplings, Sampling) else list(samplings)
+        room = self.model.config.max_position_embeddings
+        longest = max(s.max_new_tokens for s in each)
+        if not ids:
+            raise ModelError("The prompt has no tokens: give the model at least one to continue.")
+        if len(ids) + longest > room:
+            raise ModelError(
+                f"The prompt has {len(ids)} tokens and {longest} may follow, the model's context holds {room}: "
+                "shorten the prompt or lower max_new_tokens."
+            )
+        self._requests += 1
+        prompt = _Prompt(self._requests, list(ids), len(each))
+        self._queue.extend((prompt, i, s) for i, s in enumerate(each))
+        return prompt.request
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """Admit what fits, give each running text one token, and return the new tokens."""
+        tokens = self._admit()
+        if self._running:
+            tokens += self._decode()
+        if self.idle:
+            self._cache.release()
+        return tokens
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sampling | Sequence[Sequence[Sampling]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Replies to all prompts: one list a prompt, one completion a sampling.
+
+        samplings: one for all, or for each prompt a list, one a sample. progress: called with finished and all samples.
+        """
+        plans = [[samplings]] * len(prompts) if isinstance(samplings, Sampling) else [list(s) for s in samplings]
+        first = self._requests + 1
+        for ids, plan in zip(prompts, plans, strict=True):
+            self.submit(ids, plan)
+        out = [[Completion() for _ in plan] for plan in plans]
+        total, finished = sum(map(len, plans)), 0
+        while not self.idle:
+            for token in self.step():
+                completion = out[token.request - first][token.sample]
+                completion.ids.append(token.id)
+                completion.logprobs.append(token.logprob)
+                if token.finish_reason:
+                    completion.finish_reason = token.finish_reason
+                    finished += 1
+            if progress:
+                progress(finished, total)
+        return out
+
+    def _admit(self) -> list[Token]:
+        """Fill free slots from the queue, reading prompts that have not been read; returns their first tokens."""
+        free = self._slots - len(self._running)
+        if not self._queue or free < min(ADMIT_TOGETHER, len(self._queue), self._slots):
+            return []
+        chosen = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+        unread = list({id(p): p for p, _, _ in chosen if p.kv is None}.values())
+        self._read(unread)
+        texts = []
+        for prompt, index, sampling in chosen:
+            texts.append(_Text(prompt, index, sampling, len(prompt.ids)))
+        self._cache.reserve(max(t.length for t in [*texts, *self._running]) + 1)
+        for slot, text in enumerate(texts, start=len(self._running)):
+            assert text.prompt.kv is not None
+            self._cache.write(slot, text.prompt.kv)
+        logits = torch.stack([t.prompt.logits for t in texts if t.prompt.logits is not None])  # (B, V)
+        self._running += texts
+        for text in texts:
+            text.prompt.waiting -= 1
+            if text.prompt.waiting == 0:
+                text.prompt.kv = text.prompt.logits = None
+        return self._advance(texts, logits)
+
+    def _read(self, prompts: list[_Prompt]) -> None:
+        """Prefill: keys, values and the next token's logits of each prompt."""
+        prefix = self._shared_prefix(prompts)
+        known = len(prefix[0]) if prefix else 0
+        batch: list[_Prompt] = []
+        for i, prompt in enumerate(prompts):
+            batch.append(prompt)
+            tokens = sum(len(p.ids) - known for p in batch)
+            if tokens >= PREFILL_TOKENS or i == len(prompts) - 1:
+                self._read_batch(batch, known, prefix[1] if prefix else None)
+                batch = []
+
+    def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
+        lengths = [len(p.ids) - known for p in batch]
+        context = PrefillContext(lengths, prefix, self.model.config.num_hidden_layers)
+        ids = torch.tensor([i for p in batch for i in p.ids[known:]])[None]  # (1, N)
+        hidden = self.model.hidden(ids.to(self.model.model.norm.weight.device), context)[0]  # (N, D)
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        logits = self.model.head(hidden[ends])  # (P, V)
+        for i, prompt in enumerate(batch):
+            prompt.kv, prompt.logits = context.kv(i), logits[i]
+
+    def _shared_prefix(self, prompts: list[_Prompt]) -> tuple[list[int], KV] | None:
+        """The beginning that these prompts share, from memory or read now; each keeps a token of its own."""
+        if not prompts:
+            return None
+        shortest = min(len(p.ids) for p in prompts) - 1
+        if self._prefix and len(self._prefix[0]) <= shortest:
+            held = self._prefix[0]
+            if all(p.ids[: len(held)] == held for p in prompts):
+                return self._prefix
+        first, same = prompts[0].ids, 0
+        while same < shortest and all(p.ids[same] == first[same] for p in prompts):
+            same += 1
+        if len(prompts) < 2 or same < SHARED_PREFIX:
+            return None
+        head = _Prompt(0, first[:same], 0)
+        self._read_batch([head], 0, None)
+        assert head.kv is not None
+        self._prefix = (head.ids, head.kv)
+        return self._prefix
+
+    def _decode(self) -> list[Token]:
+        """One token for every running text."""
+        self._cache.reserve(max(t.length for t in self._running) + 1)
+        lengths = torch.tensor([t.length for t in self._running])
+        ids = torch.tensor([[t.last] for t in self._running])  # (B, 1)
+        context = DecodeContext(self._cache, lengths)
+        hidden = self.model.hidden(ids.to(self.model.model.norm.weight.device), context)
+        for text in self._running:
+            text.length += 1
+        return self._advance(list(self._running), self.model.head(hidden[:, 0]))
+
+    def _advance(self, texts: list[_Text], logits: Tensor) -> list[Token]:
+        """Draw a token for each of these texts from its logits (B, V); retire those that end."""
+        plans = [t.sampling for t in texts]
+        ids, logprobs = sample(
+            logits,
+            torch.tensor([p.temperature for p in plans]),
+            torch.tensor([p.top_p for p in plans]),
+            uniforms((p.seed for p in plans), (t.made for t in texts)),
+        )
+        tokens = []
+        for text, token_id, logprob in zip(texts, ids.tolist(), logprobs.tolist(), strict=True):
+            text.last = token_id
+            text.made += 1
+            reason = None
+            if token_id in text.sampling.stop_ids:
+                reason = "stop"
+            elif text.made >= text.sampling.max_new_tokens:
+                reason = "length"
+            tokens.append(Token(text.prompt.request, text.index, token_id, logprob, reason))
+        ended = {id(t) for t, token in zip(texts, tokens, strict=True) if token.finish_reason}
+        self._retire(ended)
+        return tokens
+
+    def _retire(self, ended: set[int]) -> None:
+        """Take ended texts out; the last running ones move into their slots."""
+        slot = 0
+        while slot < len(self._running):
+            if id(self._running[slot]) not in ended:
+                slot += 1
+                continue
+            last = self._running.pop()
+            if slot < len(self._running):
+                self._cache.move(len(self._running), slot)
+                self._running[slot] = last

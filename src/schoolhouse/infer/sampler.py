@@ -1,0 +1,97 @@
+"""From logits to a token: one pass over the vocabulary, whatever the batch.
+
+The vocabulary is cut into blocks. Their sums tell in which block the token lies, and only that block is searched, so
+that a token costs an exponential and a sum a word, no sort and no random number a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 128  # words
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn. Temperature 0 takes the likeliest token every time.
+
+    seed: two requests with the same seed and logits draw the same tokens, whatever else is in the batch.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_ids: frozenset[int] = frozenset()
+    seed: int = 0
+
+
+def uniforms(seeds: Iterable[int], steps: Iterable[int]) -> Tensor:
+    """One number in (0, 1) for each (seed, step): (B,) float64, by the SplitMix64 mixer.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014, figure 17.
+    """
+    mask = (1 << 64) - 1
+    out = []
+    for seed, step in zip(seeds, steps, strict=True):
+        z = ((seed << 20) + step) * 0x9E3779B97F4A7C15 & mask
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+        out.append(((z ^ (z >> 31)) >> 11) * 2.0**-53 + 2.0**-54)
+    return torch.tensor(out, dtype=torch.float64)
+
+
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token a row. logits: (B, V); temperature, top_p, draws (uniform in (0, 1)): (B,).
+
+    Returns ids (B,) int64 and their log-probabilities (B,) float32 under softmax(logits / temperature), the whole of it
+    where top_p cuts; rows of temperature 0 take the likeliest token and report its log-probability at temperature 1.
+    """
+    rows, words = logits.shape
+    greedy = temperature == 0
+    blocks = -(-words // BLOCK)
+    weights = torch.zeros(rows, blocks * BLOCK, dtype=torch.float32, device=logits.device)
+    body = weights[:, :words]
+    body.copy_(logits)
+    body.sub_(logits.amax(dim=-1, keepdim=True).float())
+    if bool((temperature[~greedy] != 1).any()):
+        body.div_(temperature.where(~greedy, 1.0)[:, None])
+    body.exp_()
+    by_block = weights.view(rows, blocks, BLOCK)
+    sums = by_block.sum(-1)  # (B, blocks)
+    total = sums.sum(-1)  # (B,)
+    allowed = _nucleus(body, top_p, total) if bool((top_p[~greedy] < 1).any()) else None
+    if allowed is not None:
+        by_block = torch.nn.functional.pad(body * allowed, (0, blocks * BLOCK - words)).view(rows, blocks, BLOCK)
+        sums = by_block.sum(-1)
+    ids = _draw(by_block, sums, draws)
+    if bool(greedy.any()):
+        best = by_block.amax(-1).argmax(-1)
+        inside = by_block[torch.arange(rows), best].argmax(-1)
+        ids = torch.where(greedy, best * BLOCK + inside, ids)
+    return ids, (weights.gather(1, ids[:, None]).squeeze(1) / total).log()
+
+
+def _draw(by_block: Tensor, sums: Tensor, draws: Tensor) -> Tensor:
+    """Invert the cumulative weights at `draws`: first the block, then the word in it."""
+    rows = torch.arange(len(draws))
+    ends = sums.double().cumsum(-1)  # (B, blocks)
+    target = draws * ends[:, -1]
+    block = torch.searchsorted(ends, target[:, None]).squeeze(1).clamp_(max=sums.shape[1] - 1)
+    before = torch.where(block > 0, ends[rows, (block - 1).clamp_(min=0)], 0.0)
+    within = by_block[rows, block].double()  # (B, BLOCK)
+    word = torch.searchsorted(within.cumsum(-1), (target - before)[:, None]).squeeze(1).clamp_(max=BLOCK - 1)
+    # Rounding may point at a word of weight 0 at the block's end: its likeliest word stands in.
+    word = torch.where(within[rows, word] > 0, word, within.argmax(-1))
+    return block * BLOCK + word
+
+
+def _nucleus(weights: Tensor, top_p: Tensor, total: Tensor) -> Tensor:
+    """1.0 for the fewest likeliest words whose probability reaches top_p, else 0.0. Source: arXiv 1904.09751."""
+    ordered, order = weights.sort(dim=-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = before < (top_p * total)[:, None]
+    return torch.zeros_like(weights).scatter_(1, order, kept.float())

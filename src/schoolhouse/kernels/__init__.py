@@ -1,0 +1,1 @@
+"""The few operations that decide speed, in plain torch."""

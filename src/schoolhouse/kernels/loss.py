@@ -1,0 +1,82 @@
+"""Log-probabilities of given tokens over a large vocabulary, a block of rows at a time.
+
+The full matrix of log-probabilities is never held: 4,096 tokens over 49,152 words would take 800 MB in fp32.
+The backward pass computes each block of logits again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 256  # 256 x 49,152 logits in fp32 are 50 MB: large enough for a fast product, small enough to forget
+
+
+def _softmax_block(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return fp32 probabilities (N, V) and their log-normaliser (N,) for a block of rows."""
+    logits = torch.mm(hidden, weight.t()).float()  # (N, V)
+    top = logits.amax(dim=-1, keepdim=True)
+    weights = logits.sub_(top).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    return weights.div_(total), (top + total.log()).squeeze(-1)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Row-block log-softmax and gather; probabilities are made again on the way back."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See `token_logprobs`."""
+        rows = hidden.shape[0]
+        logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        for start in range(0, rows, BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            logits = torch.mm(hidden[block], weight.t()).float()  # (N, V)
+            chosen = logits.gather(1, targets[block, None]).squeeze(1)  # (N,)
+            top = logits.amax(dim=-1, keepdim=True)
+            logits.sub_(top)
+            weights = logits.exp()
+            total = weights.sum(dim=-1)
+            mean_logit = torch.linalg.vecdot(weights, logits) / total
+            logprobs[block] = chosen - top.squeeze(1) - total.log()
+            entropy[block] = total.log() - mean_logit
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _entropy_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Gradient of a log-softmax: (one-hot minus probabilities) times the upstream gradient."""
+        hidden, weight, targets = ctx.saved_tensors
+        need_hidden, need_weight, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+        for start in range(0, hidden.shape[0], BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            upstream = grad[block, None]
+            slope, _ = _softmax_block(hidden[block], weight)
+            slope.mul_(-upstream)
+            slope.scatter_add_(1, targets[block, None], upstream)
+            slope = slope.to(hidden.dtype)  # (N, V)
+            if grad_hidden is not None:
+                torch.mm(slope, weight, out=grad_hidden[block])
+            if grad_weight is not None:
+                grad_weight.add_(torch.mm(slope.t(), hidden[block]))
+        return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target token, and the entropy of the distribution it came from.
+
+    hidden: (N, D); weight: (V, D), the output head; targets: (N,) int64.
+    Returns two (N,) float32 tensors in nats; the entropy carries no gradient.
+    """
+    return _TokenLogprobs.apply(hidden, weight, targets)
+
+
+def token_logprobs_plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by the textbook, with everything in memory: the twin that `token_logprobs` is tested against."""
+    logp = torch.log_softmax((hidden @ weight.t()).float(), dim=-1)  # (N, V)
+    entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), entropy.detach()

@@ -1,0 +1,1 @@
+"""The network: tensors that know no text."""

@@ -1,0 +1,1 @@
+"""Teaching: one loop, one objective a module."""

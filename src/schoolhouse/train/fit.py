@@ -1,0 +1,154 @@
+"""The one training loop. A method is an objective and a source of batches; pretraining, SFT and GRPO share the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from schoolhouse.core.errors import Stopped, TrainError
+from schoolhouse.core.run import Run
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
+from schoolhouse.train.optimizer import Optimizer, learning_rate
+
+CHECKPOINT_EVERY_S = 120.0
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Batch:
+    """What one optimizer step learns from, cut into parts that fit into memory together with their activations.
+
+    tokens: how many tokens the parts hold, for the meter; figures: what the source adds to the metrics; shown: the names
+    of those that the log prints, too. A batch without parts teaches nothing: no step is taken.
+    """
+
+    parts: Sequence[Any]
+    tokens: int
+    figures: dict[str, Any] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Where batches come from. Its state travels with the checkpoint."""
+
+    def batch(self, step: int) -> Batch | None:
+        """The batch of a step; None when there are no more."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on as if nothing had happened; JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state."""
+
+
+Objective = Callable[[Transformer, Any], tuple[Tensor, dict[str, float]]]
+"""Loss of one part (the parts' losses add up to the batch's) and figures, which add up too."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long and how fast: `steps` at most, `lr` at its peak; the course also ends when the stage's time is spent."""
+
+    steps: int
+    lr: float
+    warmup: float = 0.05
+    floor: float = 0.1
+
+
+def fit(
+    model: Transformer, source: Source, objective: Objective, optimizer: Optimizer, course: Course, run: Run
+) -> int:
+    """Train until the course, the source or the stage's time ends; returns the number of steps.
+
+    Resumes from the checkpoint in `run.scratch` and writes one every two minutes, on an interrupt and at the end. Each
+    step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, TrainError when the loss is not a number.
+    """
+    folder, metrics = run.scratch / "checkpoint", run.scratch / METRICS
+    done = _resume(folder, metrics, source, optimizer)
+    saved_at = time.monotonic()
+    while done < course.steps:
+        reason = run.should_stop()
+        if reason == "interrupted":
+            _save(folder, done, source, optimizer)
+            raise Stopped(f"Stopped after step {done} of {run.stage}; the same command goes on from there.")
+        if reason == "budget":
+            break
+        batch = source.batch(done)
+        if batch is None:
+            break
+        figures = _step(model, batch, objective, optimizer, _lr(course, done, run), run)
+        done += 1
+        figures = {"step": done, **batch.figures, **figures}
+        with metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+        shown = {name: figures[name] for name in (*batch.shown, "loss", "tok_s") if name in figures}
+        run.log.step(done, course.steps if run.seconds_left() is None else None, **shown)
+        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            _save(folder, done, source, optimizer)
+            saved_at = time.monotonic()
+    _save(folder, done, source, optimizer)
+    return done
+
+
+def _step(
+    model: Transformer, batch: Batch, objective: Objective, optimizer: Optimizer, lr: float, run: Run
+) -> dict[str, float]:
+    """One optimizer step over all parts of a batch; returns its figures."""
+    started = time.monotonic()
+    loss_sum = 0.0
+    sums: dict[str, float] = {}
+    with run.meter.phase("train"):
+        for part in batch.parts:
+            loss, parts = objective(model, part)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if not math.isfinite(loss_sum):
+            raise TrainError(
+                f"The loss is {loss_sum}: no step was taken. Lower lr (now {lr:.2g}) "
+                f"or look at the last batch in {run.scratch}."
+            )
+        norm = optimizer.step(lr) if batch.parts else 0.0
+    run.meter.add(tokens=batch.tokens, flops=3 * batch.tokens * model.config.flops_per_token(0))
+    seconds = time.monotonic() - started
+    return {
+        "loss": loss_sum, **sums, "grad_norm": norm, "lr": lr, "tokens": batch.tokens,
+        "train_s": seconds, "seconds": run.meter.seconds, "tok_s": batch.tokens / max(seconds, 1e-9),
+    }  # fmt: skip
+
+
+def _lr(course: Course, done: int, run: Run) -> float:
+    """By steps or by time, whichever brings the end sooner."""
+    progress = done / course.steps
+    left = run.seconds_left()
+    if left is not None:
+        progress = max(progress, run.meter.seconds / max(run.meter.seconds + left, 1e-9))
+    return learning_rate(course.lr, progress, warmup=course.warmup, floor=course.floor)
+
+
+def _save(folder: Path, done: int, source: Source, optimizer: Optimizer) -> None:
+    save_checkpoint(folder, optimizer.tensors(), {"step": done, "source": source.state()})
+
+
+def _resume(folder: Path, metrics: Path, source: Source, optimizer: Optimizer) -> int:
+    """Go back to the last checkpoint; forget the lines of steps that came after it."""
+    found = load_checkpoint(folder)
+    step = 0
+    if found is not None:
+        tensors, facts = found
+        optimizer.restore(tensors)
+        source.restore(facts["source"])
+        step = int(facts["step"])
+    if metrics.exists():
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        metrics.write_text("".join(line + "\n" for line in lines[:step]), encoding="utf-8")
+    return step

@@ -1,0 +1,300 @@
+"""GRPO: learn to reason from answers alone. Rollout, judge, advantages, fit.
+
+The policy samples a group of replies to each question; those better than their group's mean become likelier. No trace is
+ever shown. Questions come from ladders of levels that the policy climbs by its success (`ladder`), the formulas are in
+`policy`, sampling and judging in `rollout`. Source: arXiv 2402.03300; arXiv 2501.12948; DAPO, arXiv 2503.14476.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import Ref, StageConfig
+from schoolhouse.core.run import Run
+from schoolhouse.infer.engine import Engine
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.kernels.loss import token_logprobs
+from schoolhouse.model.packed import Packed
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.weights import load_model
+from schoolhouse.tasks.load import TaskSpec, load_tasks
+from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
+from schoolhouse.tasks.task import Example, Task
+from schoolhouse.text.chat import ChatFormat
+from schoolhouse.train.fit import Batch, Course, fit
+from schoolhouse.train.ladder import Ladder
+from schoolhouse.train.optimizer import Kind, Optimizer
+from schoolhouse.train.policy import aggregate, clipped_share, group_advantages, has_signal, kl_penalty, policy_loss
+from schoolhouse.train.result import keep_model
+from schoolhouse.train.rollout import Group, Rollouts, roll_out
+
+SAMPLES = "samples.jsonl"
+SHOWN = ("reward", "right", "signal", "length", "entropy", "level", "rollout_tok_s")
+
+
+class Config(StageConfig):
+    """What `train.grpo` reads: a model that sometimes succeeds, and tasks that can judge it."""
+
+    model: Ref
+    tasks: list[TaskSpec] = Field(min_length=1)
+    steps: int = Field(default=1000, ge=1)  # at most; the stage's time ends it sooner
+    prompts: int = Field(default=16, ge=1)  # questions a step
+    group: int = Field(default=8, ge=2)  # replies to a question
+    lr: float = Field(default=2e-5, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    floor: float = Field(default=0.3, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    optimizer: Kind = "adamw"
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=160, ge=8)
+    level_up: float = Field(default=0.7, gt=0, le=1)
+    advantage: Literal["centred", "scaled"] = "centred"
+    per_reply: bool = False  # average within each reply first, as the first GRPO; else every token weighs the same
+    clip_low: float = Field(default=0.2, gt=0)
+    clip_high: float = Field(default=0.28, gt=0)
+    kl: float = Field(default=0.0, ge=0)  # weight of the distance to the model that the stage starts from
+    learn_truncated: bool = False  # learn from replies that were cut off, too
+    part_tokens: int = Field(default=1280, ge=64)
+
+
+def check(config: Config) -> None:
+    """Raise TaskError before anything starts if a task does not exist or its questions cannot be read."""
+    load_tasks(config.tasks)
+
+
+def fingerprint(config: Config) -> str:
+    """Hash of the question files: edited questions are another run."""
+    return tasks_fingerprint(config.tasks)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some groups in one row: prompts, then replies. N tokens, M of them in replies."""
+
+    ids: Tensor  # (1, N)
+    context: Packed
+    sources: Tensor  # (M,) where each reply token is predicted from
+    targets: Tensor  # (M,)
+    old_logprobs: Tensor  # (M,) float32, the sampler's
+    advantages: Tensor  # (M,) float32, 0 for replies that are not learnt from
+    lengths: Tensor  # tokens of each reply
+    batch_tokens: int  # reply tokens of the whole batch
+    batch_replies: int
+
+
+def make_part(
+    groups: Sequence[Group], advantages: Tensor, batch_tokens: int, batch_replies: int, device: torch.device
+) -> Part:
+    """Lay groups out so that each prompt is computed once. advantages: (groups, G)."""
+    prompts = [g.prompt for g in groups]
+    replies = [[s.ids for s in g.samples] for g in groups]
+    flat = [reply for row in replies for reply in row]
+    sources: list[int] = []
+    prompt_end, start = 0, sum(map(len, prompts))
+    for prompt, row in zip(prompts, replies, strict=True):
+        prompt_end += len(prompt)
+        for reply in row:
+            sources += [prompt_end - 1, *range(start, start + len(reply) - 1)]
+            start += len(reply)
+    lengths = torch.tensor([len(reply) for reply in flat])
+    ids = [i for p in prompts for i in p] + [i for reply in flat for i in reply]
+    old = [p for g in groups for s in g.samples for p in s.logprobs]
+    return Part(
+        torch.tensor(ids, device=device)[None],
+        Packed([len(p) for p in prompts], [[len(reply) for reply in row] for row in replies]),
+        torch.tensor(sources, device=device),
+        torch.tensor([i for reply in flat for i in reply], device=device),
+        torch.tensor(old, device=device),
+        advantages.flatten().repeat_interleave(lengths).to(device),
+        lengths,
+        batch_tokens,
+        batch_replies,
+    )
+
+
+class GroupObjective:
+    """The loss of a part; holds the reference policy where a distance to it is asked for."""
+
+    def __init__(self, config: Config, reference: Transformer | None) -> None:
+        self._config, self._reference = config, reference
+
+    def __call__(self, model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
+        """See `fit.Objective`."""
+        config = self._config
+        logprobs, entropy = self._logprobs(model, part)
+        losses = policy_loss(
+            logprobs, part.old_logprobs, part.advantages, clip_low=config.clip_low, clip_high=config.clip_high
+        )
+        clipped = clipped_share(
+            logprobs.detach(), part.old_logprobs, part.advantages, config.clip_low, config.clip_high
+        )
+        gap = (logprobs.detach() - part.old_logprobs).abs().sum()
+        figures = {"entropy": float(entropy.sum()), "clipped": float(clipped), "sampler_gap": float(gap)}
+        if self._reference is not None:
+            with torch.no_grad():
+                reference, _ = self._logprobs(self._reference, part)
+            penalty = kl_penalty(logprobs, reference)
+            losses = losses + config.kl * penalty
+            figures["kl"] = float(penalty.detach().sum())
+        figures = {name: value / part.batch_tokens for name, value in figures.items()}
+        loss = aggregate(
+            losses, part.lengths, total_tokens=part.batch_tokens, replies=part.batch_replies, per_reply=config.per_reply
+        )
+        return loss, figures
+
+    def _logprobs(self, model: Transformer, part: Part) -> tuple[Tensor, Tensor]:
+        hidden = model.hidden(part.ids, part.context)[0][part.sources]  # (M, D)
+        return token_logprobs(hidden / self._config.temperature, model.head_weight, part.targets)
+
+
+class Rehearsal:
+    """The source of batches: asks the policy, and keeps the ladders."""
+
+    def __init__(
+        self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
+    ) -> None:
+        self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
+        self._engine = Engine(model, slots=min(128, config.prompts * config.group))
+        self.ladders = {
+            name: Ladder(task.levels, (task.trace_levels or task.levels)[-1], config.level_up)
+            for name, task in tasks.items()
+        }
+        self._folder = run.scratch / "rollouts"
+
+    def batch(self, step: int) -> Batch:
+        """Sample, judge, and cut the groups that can teach into parts."""
+        rollouts = self._rollouts(step)
+        for group in rollouts.groups:
+            self.ladders[group.task].record(group.level, [s.parts.get("answer", 0.0) for s in group.samples])
+        self._keep_samples(step, rollouts.groups)
+        rewards = torch.tensor([g.rewards for g in rollouts.groups])  # (P, G)
+        signal = has_signal(rewards)
+        advantages = group_advantages(rewards, scale=self._config.advantage == "scaled")
+        if not self._config.learn_truncated:
+            ended = torch.tensor([[s.finish_reason == "stop" for s in g.samples] for g in rollouts.groups])
+            advantages = advantages * ended
+        picked = [i for i, teaches in enumerate(signal.tolist()) if teaches]
+        figures = self._figures(rollouts, rewards, int(signal.sum()))
+        parts = self._parts([rollouts.groups[i] for i in picked], advantages[picked])
+        tokens = sum(part.ids.shape[1] for part in parts)
+        return Batch(parts, tokens, figures, SHOWN)
+
+    def _rollouts(self, step: int) -> Rollouts:
+        """From disk where they lie there already, else from the policy."""
+        path = self._folder / f"{step:06d}.json"
+        if path.exists():
+            return Rollouts.load(path)
+        rng = random.Random(f"{self._run.seed}/grpo/{step}")
+        examples = [self._draw(rng, step, i) for i in range(self._config.prompts)]
+        config = self._config
+        samplings = [
+            [
+                Sampling(config.max_new_tokens, config.temperature, 1.0, self._chat.stop_ids, rng.getrandbits(40))
+                for _ in range(config.group)
+            ]
+            for _ in examples
+        ]
+        self._engine.forget()
+        with self._run.meter.phase("rollout"):
+            rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
+        rollouts.save(path)
+        (self._folder / f"{step - 50:06d}.json").unlink(missing_ok=True)
+        made = sum(len(s.ids) for g in rollouts.groups for s in g.samples)
+        read = sum(len(g.prompt) for g in rollouts.groups)
+        per_token = self._engine.model.config.flops_per_token(0)
+        self._run.meter.add(tokens=made + read, flops=(made + read) * per_token)
+        return rollouts
+
+    def _draw(self, rng: random.Random, step: int, index: int) -> Example:
+        """A training question of the next task in turn, at a level that its ladder draws."""
+        names = list(self._tasks)
+        name = names[(step * self._config.prompts + index) % len(names)]
+        level = self.ladders[name].draw(rng)
+        return self._tasks[name].examples("train", level, 1, rng.getrandbits(32))[0]
+
+    def _parts(self, groups: Sequence[Group], advantages: Tensor) -> list[Part]:
+        """Groups of like length together, up to `part_tokens`."""
+        sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
+        batch_tokens = sum(len(s.ids) for g in groups for s in g.samples)
+        replies = sum(len(g.samples) for g in groups)
+        order = sorted(range(len(groups)), key=lambda i: sizes[i])
+        cuts: list[list[int]] = []
+        held = 0
+        for i in order:
+            if not cuts or held + sizes[i] > self._config.part_tokens:
+                cuts.append([])
+                held = 0
+            cuts[-1].append(i)
+            held += sizes[i]
+        device = self._run.runtime.device
+        return [make_part([groups[i] for i in cut], advantages[cut], batch_tokens, replies, device) for cut in cuts]
+
+    def _figures(self, rollouts: Rollouts, rewards: Tensor, signal: int) -> dict[str, Any]:
+        samples = [s for g in rollouts.groups for s in g.samples]
+        count = len(samples)
+        made = sum(len(s.ids) for s in samples)
+        return {
+            "reward": float(rewards.mean()),
+            "accuracy": sum(s.parts.get("answer", 0.0) for s in samples) / count,
+            "format": sum(s.parts.get("format", 0.0) for s in samples) / count,
+            "length": made / count,
+            "truncated": sum(s.finish_reason == "length" for s in samples) / count,
+            "signal_groups": signal,
+            "groups": len(rollouts.groups),
+            "right": f"{sum(s.parts.get('answer', 0.0) for s in samples) / count:.0%}",
+            "signal": f"{signal}/{len(rollouts.groups)}",
+            "level": " ".join(f"{name}:{ladder.top}" for name, ladder in self.ladders.items()),
+            "levels": {name: ladder.rates() for name, ladder in self.ladders.items()},
+            "rollout_s": rollouts.seconds,
+            "rollout_tok_s": made / max(rollouts.seconds, 1e-9),
+        }
+
+    def _keep_samples(self, step: int, groups: Sequence[Group]) -> None:
+        """One reply of every fourth group, for the report's transcripts; a resumed run does not write a step twice."""
+        path = self._run.scratch / SAMPLES
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and step % 10 == 0 else None
+        )
+        if rows is not None:
+            path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] < step))
+        with path.open("a", encoding="utf-8") as file:
+            for group in groups[::4]:
+                s = group.samples[0]
+                row = {
+                    "step": step, "task": group.task, "level": group.level, "question": group.question,
+                    "answer": group.answer, "reply": s.text, "score": s.score,
+                }  # fmt: skip
+                file.write(json.dumps(row) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        """How far the ladders were climbed."""
+        return {name: ladder.state() for name, ladder in self.ladders.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to those rungs."""
+        for name, held in state.items():
+            self.ladders[name].restore(held)
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Teach `model` by its own answers on the tasks' ladders, until the steps or the stage's time are spent."""
+    source: Path = inputs[config.model].path
+    chat = ChatFormat.load(source)
+    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    model = load_model(source, run.runtime.dtype, run.runtime.device)
+    reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
+    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    rehearsal = Rehearsal(config, model, chat, tasks, run)
+    course = Course(config.steps, config.lr, config.warmup, config.floor)
+    steps = fit(model, rehearsal, GroupObjective(config, reference), optimizer, course, run)
+    keep_model(model, source, steps, run, out)

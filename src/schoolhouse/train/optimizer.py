@@ -1,0 +1,116 @@
+"""AdamW and Muon over fp32 master weights, and the learning rate's course.
+
+The network trains and samples in bf16 where the machine multiplies it; a step of 1e-5 would vanish in bf16's rounding,
+so each weight has an fp32 master that takes the steps and is rounded into the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from schoolhouse.core.errors import TrainError
+from schoolhouse.model.transformer import Transformer
+
+Kind = Literal["adamw", "muon"]
+
+
+class Optimizer:
+    """Steps of one network.
+
+    "muon" moves the layers' matrices by Muon (its update scaled to AdamW's root mean square, arXiv 2502.16982 eq. 4) and
+    the rest by AdamW. Norms and biases never decay.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        kind: Kind = "adamw",
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+    ) -> None:
+        self._clip = clip
+        self._weights = dict(model.named_parameters())
+        self._masters = {n: w.detach().float().clone() for n, w in self._weights.items()}
+        hidden = [m for n, m in self._masters.items() if kind == "muon" and m.ndim == 2 and ".layers." in n]
+        moved = {id(m) for m in hidden}
+        matrices = [m for m in self._masters.values() if m.ndim >= 2 and id(m) not in moved]
+        vectors = [m for m in self._masters.values() if m.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self._parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, eps=1e-8, fused=True)
+        ]
+        if hidden:
+            self._parts.append(torch.optim.Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+
+    @torch.no_grad()
+    def step(self, lr: float) -> float:
+        """Take one step with the gradients that the network holds, drop them, and return their norm before clipping.
+
+        Raises TrainError, with the weights untouched, if the norm is not a number.
+        """
+        grads = {n: w.grad for n, w in self._weights.items() if w.grad is not None}
+        if not grads:
+            raise TrainError("No parameter has a gradient: the loss does not depend on the network.")
+        norm = float(torch.linalg.vector_norm(torch.stack([_norm(g) for g in grads.values()])))
+        if not math.isfinite(norm):
+            raise TrainError(
+                f"The gradient's norm is {norm}: the step was not taken. Lower the learning rate (lr) or look at the data."
+            )
+        factor = min(1.0, self._clip / (norm + 1e-6))
+        for name, grad in grads.items():
+            self._masters[name].grad = grad.float().mul_(factor)
+            self._weights[name].grad = None
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad()
+        for name in grads:
+            self._weights[name].copy_(self._masters[name])
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs: masters and moments, by name."""
+        names = {id(m): n for n, m in self._masters.items()}
+        out = {f"master.{n}": m for n, m in self._masters.items()}
+        for part in self._parts:
+            for weight, state in part.state.items():
+                out |= {f"{key}.{names[id(weight)]}": value for key, value in state.items()}
+        return out
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `tensors()` gave, to the last bit, the network's own weights included."""
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"master.{name}"])
+            with torch.no_grad():
+                self._weights[name].copy_(master)
+        by_id = {id(m): n for n, m in self._masters.items()}
+        for part in self._parts:
+            for weight in (w for g in part.param_groups for w in g["params"]):
+                suffix = f".{by_id[id(weight)]}"
+                held = {k.removesuffix(suffix): v for k, v in tensors.items() if k.endswith(suffix)}
+                held = {k: v.clone() for k, v in held.items() if k != "master" and "." not in k}
+                if held:
+                    part.state[weight] = held
+
+
+def _norm(grad: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(grad, dtype=torch.float32)
+
+
+def learning_rate(peak: float, progress: float, *, warmup: float = 0.05, floor: float = 0.1) -> float:
+    """Linear rise over the first `warmup` of the course, then a cosine down to `floor` times the peak.
+
+    progress: share of the course that is done, 0 to 1; by steps or by time, as the stage is limited.
+    """
+    if progress < warmup:
+        return peak * max(progress / warmup, 0.02)
+    along = min(1.0, (progress - warmup) / (1.0 - warmup))
+    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * along)))

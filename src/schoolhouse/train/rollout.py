@@ -1,0 +1,97 @@
+"""Rollouts: questions put to the policy, its replies and their verdicts, kept on disk between sampling and learning.
+
+Either half can be replayed alone: with the file of a step there, nothing is sampled again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from schoolhouse.infer.engine import Completion, Engine
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.tasks.task import Example, Task
+from schoolhouse.text.chat import ChatFormat
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply: its ids with the stop token, the sampler's log-probabilities, and what the judge said."""
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    text: str
+    score: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All replies to one prompt."""
+
+    task: str
+    level: str
+    question: str
+    answer: str
+    prompt: list[int]
+    samples: list[Sample]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The judge's scores."""
+        return [s.score for s in self.samples]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The groups of one step, and how long it took to sample them."""
+
+    groups: list[Group]
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Rollouts:
+        """Read what `save` wrote."""
+        held = json.loads(path.read_text(encoding="utf-8"))
+        groups = [Group(**{**g, "samples": [Sample(**s) for s in g["samples"]]}) for g in held["groups"]]
+        return cls(groups, held["seconds"])
+
+
+def roll_out(
+    engine: Engine,
+    chat: ChatFormat,
+    tasks: Mapping[str, Task],
+    examples: Sequence[Example],
+    samplings: Sequence[Sequence[Sampling]],
+) -> Rollouts:
+    """Sample replies to the examples, one for each of its samplings, and judge them."""
+    started = time.monotonic()
+    prompts = [chat.prompt(tasks[e.task].conversation(e)) for e in examples]
+    replies = engine.generate(prompts, samplings)
+    groups = []
+    for example, prompt, completions in zip(examples, prompts, replies, strict=True):
+        samples = [_judged(tasks[example.task], example, chat, c) for c in completions]
+        groups.append(Group(example.task, example.level, example.question, example.answer, prompt, samples))
+    return Rollouts(groups, time.monotonic() - started)
+
+
+def _judged(task: Task, example: Example, chat: ChatFormat, completion: Completion) -> Sample:
+    """A reply that was cut off is judged as it stands: it has no end, so it is not well-formed."""
+    ended = completion.finish_reason == "stop"
+    text = chat.tokenizer.decode(completion.ids[:-1] if ended else completion.ids)
+    verdict = task.judge(example, text)
+    return Sample(
+        completion.ids, completion.logprobs, completion.finish_reason, text,
+        verdict.score if ended else 0.0, verdict.parts if ended else {k: 0.0 for k in verdict.parts},
+    )  # fmt: skip

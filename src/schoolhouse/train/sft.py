@@ -1,0 +1,161 @@
+"""Supervised fine-tuning: learn a conversation's replies, their stop tokens included, and nothing else of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import Ref, StageConfig
+from schoolhouse.core.errors import DataError
+from schoolhouse.core.run import Run
+from schoolhouse.kernels.loss import token_logprobs
+from schoolhouse.model.packed import Packed
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.weights import load_model
+from schoolhouse.text.chat import ChatFormat, Rendered
+from schoolhouse.text.records import read_conversations
+from schoolhouse.train.fit import Batch, Course, fit
+from schoolhouse.train.optimizer import Kind, Optimizer
+from schoolhouse.train.result import keep_model
+
+DATA = "conversations.jsonl"
+
+
+class Config(StageConfig):
+    """What `train.sft` reads: a model and a folder with conversations.jsonl."""
+
+    model: Ref
+    data: Ref
+    epochs: float = Field(default=2.0, gt=0)
+    batch: int = Field(default=16, ge=1)  # conversations a step
+    lr: float = Field(default=3e-5, gt=0)
+    floor: float = Field(default=0.1, ge=0, le=1)  # share of lr at the end of its cosine
+    weight_decay: float = Field(default=0.0, ge=0)
+    optimizer: Kind = "adamw"
+    max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
+    part_tokens: int = Field(default=1280, ge=64)  # computed at once; sets the memory of the activations
+
+
+@dataclass(frozen=True)
+class Part:
+    """Whole conversations in one row: ids (1, N), where a learnt token is predicted from, and which one it is."""
+
+    ids: Tensor
+    context: Packed
+    sources: Tensor
+    targets: Tensor
+    share: float  # of one over the batch's learnt tokens
+
+
+def check_mask(rendered: Rendered, where: str) -> None:
+    """Raise DataError unless something, but not everything, of a conversation is learnt."""
+    learnt = sum(rendered.loss_mask)
+    if learnt == 0:
+        raise DataError(
+            f"{where}: 0% of its {len(rendered.ids)} tokens would be learnt. Give it a reply by the assistant."
+        )
+    if learnt == len(rendered.ids):
+        raise DataError(
+            f"{where}: 100% of its {learnt} tokens would be learnt, the question too. The chat template marks no turns."
+        )
+
+
+def render_all(data: Artifact, chat: ChatFormat, max_tokens: int) -> list[Rendered]:
+    """The conversations of an artifact as ids and masks; raises DataError for those that cannot be learnt from."""
+    rows = read_conversations(data.file(DATA))
+    if rows.bad:
+        raise DataError(f"{data.file(DATA)}: {len(rows.bad)} bad rows, the first: {rows.bad[0]}")
+    out = []
+    for number, conversation in enumerate(rows.good, start=1):
+        rendered = chat.render(conversation)
+        check_mask(rendered, f"conversation {number}")
+        if len(rendered.ids) > max_tokens:
+            raise DataError(
+                f"conversation {number} has {len(rendered.ids)} tokens, max_tokens is {max_tokens}: raise it or cut the text."
+            )
+        out.append(rendered)
+    if not out:
+        raise DataError(f"{data.file(DATA)} holds no conversation.")
+    return out
+
+
+def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Part:
+    """Lay conversations end to end. learnt: number of learnt tokens in the whole batch."""
+    sources, targets, start = [], [], 0
+    for row in rows:
+        places = [i for i, learn in enumerate(row.loss_mask) if learn and i > 0]
+        sources += [start + i - 1 for i in places]
+        targets += [row.ids[i] for i in places]
+        start += len(row.ids)
+    ids = torch.tensor([i for row in rows for i in row.ids], device=device)[None]  # (1, N)
+    context = Packed([len(row.ids) for row in rows])
+    return Part(ids, context, torch.tensor(sources, device=device), torch.tensor(targets, device=device), 1.0 / learnt)
+
+
+def cross_entropy(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
+    """Mean negative log-probability of the learnt tokens: the objective of `fit`."""
+    hidden = model.hidden(part.ids, part.context)[0]  # (N, D)
+    logprobs, _ = token_logprobs(hidden[part.sources], model.head_weight, part.targets)
+    return -logprobs.sum() * part.share, {}
+
+
+class Conversations:
+    """Batches of conversations, shuffled anew in each epoch; a function of the seed and the step alone."""
+
+    def __init__(self, rows: Sequence[Rendered], config: Config, run: Run) -> None:
+        self._rows, self._config, self._run = rows, config, run
+        self.steps = max(1, round(config.epochs * len(rows) / config.batch))
+
+    def batch(self, step: int) -> Batch:
+        """See `Source.batch`; the last batch of an epoch reaches into the next."""
+        size = self._config.batch
+        picked = [self._row(i) for i in range(step * size, (step + 1) * size)]
+        picked.sort(key=lambda row: len(row.ids))  # neighbours of one length waste least in attention
+        learnt = sum(sum(row.loss_mask[1:]) for row in picked)
+        parts: list[Part] = []
+        held: list[Rendered] = []
+        tokens = 0
+        for row in picked:
+            if held and tokens + len(row.ids) > self._config.part_tokens:
+                parts.append(make_part(held, learnt, self._run.runtime.device))
+                held, tokens = [], 0
+            held.append(row)
+            tokens += len(row.ids)
+        parts.append(make_part(held, learnt, self._run.runtime.device))
+        return Batch(parts, sum(len(row.ids) for row in picked), {"learnt_tokens": learnt})
+
+    def _row(self, index: int) -> Rendered:
+        epoch, place = divmod(index, len(self._rows))
+        order = list(range(len(self._rows)))
+        random.Random(f"{self._run.seed}/{epoch}").shuffle(order)
+        return self._rows[order[place]]
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the step says it all."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to go back to."""
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Fine-tune `model` on `data` and write a Hugging Face checkpoint with its learning curve."""
+    source = inputs[config.model].path
+    rows = render_all(inputs[config.data], ChatFormat.load(source), config.max_tokens)
+    model = load_model(source, run.runtime.dtype, run.runtime.device)
+    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    batches = Conversations(rows, config, run)
+    share = sum(sum(r.loss_mask) for r in rows) / sum(len(r.ids) for r in rows)
+    run.log.info(
+        f"{len(rows)} conversations, {share:.0%} of the tokens are learnt, {batches.steps} steps of {config.batch}"
+    )
+    course = Course(batches.steps, config.lr, floor=config.floor)
+    steps = fit(model, batches, cross_entropy, optimizer, course, run)
+    keep_model(model, source, steps, run, out)
