@@ -2,8 +2,8 @@
 
     python bench/int8.py [MODEL_FOLDER] [--json FILE]
 
-Without a folder the weights are random, in the shape of SmolLM2-135M: enough for size and speed. Both models live in one
-process and take turns, because the machine's speed drifts; a ratio is the median over the rounds.
+Without a folder the weights are random, in the shape of SmolLM2-135M: enough for size and speed. Both models live in
+one process and take turns, because the machine's speed drifts; a ratio is the median over the rounds.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class Difference:
 def wilson_interval(correct: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Score interval of a share. Nothing is known without items: (0, 1) for n = 0. Raises ValueError if it is no count.
 
-    Source: Wilson 1927; numbers checked against Newcombe 1998, "Two-sided confidence intervals for the single proportion".
+    Source: Wilson 1927; checked against the numbers of Newcombe 1998, "Two-sided confidence intervals for the single
+    proportion".
     """
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} is no share: count right answers among the items")
@@ -64,7 +65,7 @@ def share(correct: int, n: int) -> Estimate:
 
 
 def mean_of_levels(counts: Sequence[tuple[int, int]]) -> Estimate:
-    """Mean of several levels' shares, each level counting the same however many items it has. counts: (correct, n) pairs.
+    """Mean of several levels' shares, each level counting the same whatever its items. counts: (correct, n) pairs.
 
     Source: the square-and-add rule of Zou and Donner 2008 (MOVER) over Wilson limits. Raises ValueError for no levels.
     """

@@ -38,10 +38,10 @@ Mode = Literal["thinking", "direct"]
 class Config(StageConfig):
     """Who is examined on what.
 
-    `items` questions a task are spread over its levels; `levels` gives weights where they should not weigh the same, like
-    `{ boxes = { "4-3" = 3, "5-4" = 3, "2-1" = 1 } }`, and leaves out levels that it does not name. The first model is where
-    the others came from and gets `items_base`; replies without thinking get `items_direct`. `transcripts` replies a level
-    are kept in full.
+    `items` questions a task are spread over its levels; `levels` gives weights where they should not weigh the same,
+    like `{ boxes = { "4-3" = 3, "5-4" = 3, "2-1" = 1 } }`, and leaves out levels that it does not name. The first model
+    is where the others came from and gets `items_base`; replies without thinking get `items_direct`. `transcripts`
+    replies a level are kept in full.
     """
 
     models: list[Ref] = Field(min_length=1)
@@ -49,7 +49,7 @@ class Config(StageConfig):
     items: int = Field(default=500, ge=1)
     items_base: int = Field(default=200, ge=1)
     items_direct: int = Field(default=200, ge=1)
-    levels: dict[str, dict[str, float]] = {}
+    levels: dict[str, dict[str, float]] = Field(default={})
     thinking: list[bool] = Field(default=[True, False], min_length=1)
     max_new_tokens: int = Field(default=160, ge=1)
     max_new_tokens_direct: int = Field(default=40, ge=1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 
@@ -34,7 +34,9 @@ def quantize_rows(weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16) -> 
     """
     exact = weight.detach().float()
     if not bool(exact.isfinite().all()):
-        raise ModelError("A weight matrix holds values that are not finite: this checkpoint is damaged, take an earlier one.")
+        raise ModelError(
+            "A weight matrix holds values that are not finite: this checkpoint is damaged, take an earlier one."
+        )
     scale = (exact.abs().amax(dim=1, keepdim=True) / MAX_CODE).to(scale_dtype)  # (N, 1)
     # Rounding the scale down to bf16 may push the largest weight 0.4% past the last code, well within half a step.
     divisor = scale.float()
@@ -43,7 +45,7 @@ def quantize_rows(weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16) -> 
 
 
 def pack(codes: Tensor) -> Tensor:
-    """(N, K) int8 to (N, K / 4) int32: each code plus 128 as a byte, the first in the lowest bits. K: a multiple of 4."""
+    """(N, K) int8 to (N, K / 4) int32: each code plus 128 as a byte, the first lowest. K: a multiple of 4."""
     return codes.contiguous().view(torch.int32) ^ _FLIP
 
 
@@ -55,7 +57,8 @@ def unpack(packed: Tensor) -> Tensor:
 class QuantLinear(nn.Module):
     """`nn.Linear` with int8 weights. Its state has the names of the file, its memory the form of the fastest product.
 
-    The bf16 copy that large batches need is made when several calls in a row are large, and dropped by the next small one.
+    The bf16 copy that large batches need is made when several calls in a row are large, and dropped by the next small
+    one.
     """
 
     weight: Tensor
@@ -73,7 +76,7 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> QuantLinear:
-        """Quantize a layer; its scales keep the layer's number type. Raises ModelError for weights that are not finite."""
+        """Quantize a layer; scales keep the layer's number type. Raises ModelError for weights that are not finite."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
         layer.weight, layer.weight_scale = quantize_rows(linear.weight, linear.weight.dtype)
         if linear.bias is not None:
@@ -87,8 +90,8 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., K) to (..., N) of the same dtype. Raises ModelError if gradients are asked for.
 
-        Up to `FEW_ROWS` rows are multiplied with the int8 weights as they are, which reads half of the bytes. More rows are
-        bound by arithmetic, where plain torch has nothing faster than bf16 that keeps 16-bit activations.
+        Up to `FEW_ROWS` rows are multiplied with the int8 weights as they are, which reads half of the bytes. More rows
+        are bound by arithmetic, where plain torch has nothing faster than bf16 that keeps 16-bit activations.
         """
         if torch.is_grad_enabled() and x.requires_grad:
             raise ModelError(
@@ -135,7 +138,7 @@ class QuantLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take what is there of this layer's tensors, as torch's own layers do; shapes are checked against the layer's."""
+        """Take what is there of this layer's tensors, as torch's own layers do, and check their shapes."""
         for part in (*_PARTS, *(("bias",) if self.bias is not None else ())):
             if prefix + part not in state_dict:
                 missing_keys.append(prefix + part)
@@ -163,7 +166,7 @@ class QuantLinear(nn.Module):
 
 
 def linears_to_quantize(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that int8 is for, by name: all `nn.Linear` but the output head, which decides the token, and odd widths."""
+    """The layers that int8 is for, by name: every `nn.Linear` but the output head and those of odd widths."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head" and module.in_features % 4 == 0:
             yield name, module
@@ -190,7 +193,12 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": None,
+                "output_activations": None,
+            }
         },
         "ignore": sorted({"lm_head", *left}),  # transformers builds a head of its own where it is tied
         "kv_cache_scheme": None,
@@ -206,7 +214,9 @@ def replace_linears(model: nn.Module, config: Mapping[str, Any]) -> None:
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _matches(n, ignore)]
     for name, linear in layers:
         if linear.in_features % 4:
-            raise ModelError(f"{name} is quantized with rows of {linear.in_features} weights, which is no multiple of 4.")
+            raise ModelError(
+                f"{name} is quantized with rows of {linear.in_features} weights, which is no multiple of 4."
+            )
         parent, _, own = name.rpartition(".")
         with torch.device(linear.weight.device):
             layer = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None)

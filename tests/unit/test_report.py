@@ -1,0 +1,380 @@
+import json
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from schoolhouse.core.artifact import Artifact, Draft, Store
+from schoolhouse.core.run import Run
+from schoolhouse.evaluate import charts, report
+from schoolhouse.evaluate.verdict import Claim, judge
+
+BOXES = ("2-1", "3-1", "3-2", "3-3", "4-2", "4-3", "5-3", "5-4", "6-5", "6-6")
+SUMS = ("1-1", "1-2", "1-3", "2-3", "2-4")
+SKILL = {
+    "base": (0.0, 0.0),
+    "control": (1.0, 0.11),
+    "cold-start": (0.97, 0.05),
+    "rl": (1.0, 0.55),
+    "rl-int8": (1.0, 0.54),
+}
+EVIL = '<script>alert(1)</script> & "quotes"'
+CLAIM = {
+    "better": "rl",
+    "than": ["control", "cold-start"],
+    "task": "boxes",
+    "levels": {"4-3": 50},
+    "mean_levels": ["4-3", "5-4"],
+    "mean_points": 45,
+    "also": ["arithmetic"],
+}
+
+
+def rate(model: str, number: int, count: int) -> float:
+    """A plausible share of right answers: high where it was taught, falling towards the last level's share."""
+    first, last = SKILL[model]
+    place = number / (count - 1)
+    steepness = 0.6 if model.startswith("rl") else 4.5
+    return last + (first - last) * (1 - place) ** steepness
+
+
+def write_exam(draft: Draft, ids: dict[str, str], per_level: int = 50) -> None:
+    levels = {"boxes": BOXES, "arithmetic": SUMS}
+    items, transcripts, counted = [], [], {}
+    for model in SKILL:
+        for mode in ("thinking", "direct"):
+            for task, names in levels.items():
+                for number, level in enumerate(names):
+                    share = rate(model, number, len(names)) * (1 if mode == "thinking" else 0.25)
+                    draw = random.Random(f"{task}{level}{mode}")
+                    right = [draw.random() < share for _ in range(per_level)]
+                    counted.setdefault(model, {}).setdefault(mode, {}).setdefault(task, {})[level] = {
+                        "n": per_level,
+                        "correct": sum(right),
+                        "well_formed": 0 if model == "base" else per_level,
+                        "finished": per_level // 3 if model == "base" else per_level,
+                        "mean_tokens": 12.0 + 11 * number,
+                    }
+                    for i, correct in enumerate(right):
+                        row = {"mode": mode, "task": task, "level": level, "id": f"{task}/{level}/{i}", "model": model}
+                        row |= {"score": float(correct), "correct": correct, "well_formed": model != "base"}
+                        row |= {"problem": None, "finish_reason": "stop", "tokens": 40}
+                        items.append(row)
+                        if i < 3:
+                            transcripts.append(row | story(model, correct))
+    summary = {
+        "seed": 1,
+        "split": "test",
+        "decoding": "greedy",
+        "max_new_tokens": {"thinking": 160, "direct": 40},
+        "tasks": {
+            "boxes": {"levels": BOXES, "trace_levels": BOXES[:3]},
+            "arithmetic": {"levels": SUMS, "trace_levels": SUMS[:3]},
+        },
+        "models": counted,
+        "artifacts": ids,
+    }
+    (draft.path / "exam.json").write_text(json.dumps(summary))
+    for name, rows in (("items.jsonl", items), ("transcripts.jsonl", transcripts)):
+        (draft.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft.meta["runtime"] = {"device": "cpu", "dtype": "bfloat16", "threads": 2, "torch": "2.13.0"}
+
+
+def story(model: str, correct: bool) -> dict:
+    question = (
+        "Boxes from bottom to top: red, blue, yellow, pink. Put the blue box on top. Add a new green box on top. "
+        "Remove the red box."
+    )
+    trace = (
+        "put blue on top: red yellow pink blue\nadd green on top: red yellow pink blue green\n"
+        "take away red: yellow pink blue green"
+    )
+    if model == "base":
+        reply = f"The boxes are red, blue and yellow. {EVIL} The boxes are stacked, and the boxes are stacked."
+        return {
+            "question": question,
+            "answer": "yellow, pink, blue, green",
+            "reply": reply,
+            "problem": "<think> is missing",
+            "finish_reason": "length",
+        }
+    answer = "yellow, pink, blue, green" if correct else "yellow, blue, green"
+    problem = None if correct else f"wrong answer: {answer!r}"
+    return {
+        "question": question,
+        "answer": "yellow, pink, blue, green",
+        "reply": f"<think>\n{trace}\n</think>\n<answer>{answer}</answer>",
+        "problem": problem,
+    }
+
+
+def meter(seconds: float, tokens: int) -> dict:
+    return {
+        "seconds": seconds,
+        "cpu_seconds": 2 * seconds,
+        "tokens": tokens,
+        "flops": tokens * 2.7e8,
+        "flops_source": "modelled: counted from the model's shape",
+        "peak_rss_bytes": int(1.9e9),
+        "peak_rss_source": "measured",
+        "energy_wh": seconds * 20 / 3600,
+        "energy_source": "modelled: assumed 10 W per busy core",
+        "cost": seconds * 20 / 3600 / 1000 * 0.3,
+        "currency": "EUR",
+        "cost_source": "assumed: electricity at 0.3 EUR/kWh",
+    }
+
+
+def write_grpo(draft: Draft, steps: int = 260) -> None:
+    draw = random.Random(0)
+    rows = []
+    for step in range(1, steps + 1):
+        done = step / steps
+        accuracy = 0.35 + 0.35 * done + draw.gauss(0, 0.08)
+        rows.append(
+            {
+                "step": step,
+                "seconds": 2.5,
+                "reward": min(1, accuracy + 0.03),
+                "accuracy": min(1, accuracy),
+                "format": min(1, 0.9 + 0.1 * done + draw.gauss(0, 0.02)),
+                "length": 38 + 45 * done + draw.gauss(0, 3),
+                "truncated": max(0, 0.05 - 0.05 * done + draw.gauss(0, 0.01)),
+                "signal_groups": int(6 + draw.random() * 8),
+                "groups": 16,
+                "level": {"boxes": BOXES[min(9, 2 + int(done * 7))], "arithmetic": SUMS[min(4, 2 + int(done * 3))]},
+                "levels": {"boxes": {}, "arithmetic": {}},
+            }
+        )
+    (draft.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def write_sft(draft: Draft) -> None:
+    rows = [{"step": i, "loss": 2.2 * 0.96**i + 0.08, "lr": 3e-5, "tokens": 900, "tok_s": 700} for i in range(1, 90)]
+    (draft.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory) -> dict[str, Artifact]:
+    """A whole finished recipe with invented results."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    made: dict[str, Artifact] = {}
+
+    def make(name, kind, parents, seconds, tokens, write=None, **meta):
+        number = f"{len(made):016x}"
+        with store.create(
+            number, kind, [made[p].id for p in parents], meta | {"meter": meter(seconds, tokens)}
+        ) as draft:
+            (draft.path / "config.json").write_text("{}")
+            if write:
+                write(draft)
+        made[name] = store.get(number)
+
+    make("base", "get", [], 9, 0)
+    make("traces", "prepare.traces", [], 0.4, 0)
+    make("control", "train.sft", ["base", "traces"], 300, 210_000, write_sft)
+    make("cold-start", "train.sft", ["base", "traces"], 95, 66_000, write_sft)
+    make("rl", "train.grpo", ["cold-start"], 690, 4_100_000, write_grpo)
+    make("rl-int8", "compress.quantize", ["rl"], 3, 0, weight_bytes=163_253_072, source_weight_bytes=269_060_552)
+    ids = {name: made[name].id for name in SKILL}
+    make("exam", "evaluate.exam", list(SKILL), 260, 500_000, lambda draft: write_exam(draft, ids))
+    return made
+
+
+def make_report(stages, tmp_path: Path, claim: dict | None) -> tuple[Draft, str]:
+    out = Draft(tmp_path / "out", {})
+    out.path.mkdir(parents=True)
+    runs = [name for name in stages if name != "exam"]
+    config = report.Config(exam="exam", runs=runs, claim=claim, title="A small model learns to reason")
+    report.run(config, stages, Run.for_tests(tmp_path), out)
+    return out, (out.path / report.REPORT).read_text()
+
+
+class Page(HTMLParser):
+    """Text and addresses of a page; a tag that is closed wrongly raises."""
+
+    VOID = ("meta", "br", "circle", "line", "rect", "img")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(source)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        if self.open[-1] != tag and tag not in ("p", "li", "td", "th", "tr"):
+            raise AssertionError(f"</{tag}> closes <{self.open[-1]}>")
+        while self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_held_claim_is_the_headline(stages, tmp_path, capsys):
+    out, source = make_report(stages, tmp_path, CLAIM)
+    page = Page(source)
+    assert "The claim holds" in page.text
+    assert "FAILED" not in page.text
+    facts = json.loads((out.path / report.REPORT_JSON).read_text())
+    assert facts["verdict"]["met"] is True
+    assert [check["met"] for check in facts["verdict"]["checks"]] == [True] * 4
+    assert out.meta["claim_met"] is True
+    printed = capsys.readouterr().out
+    assert "CLAIM MET" in printed
+    assert "4-3" in printed
+
+
+def test_a_failed_claim_is_never_hidden(stages, tmp_path, capsys):
+    out, source = make_report(stages, tmp_path, CLAIM | {"levels": {"4-3": 50, "6-6": 90}})
+    page = Page(source)
+    assert "The claim FAILED" in page.text
+    assert "90 points were claimed" in page.text
+    assert json.loads((out.path / report.REPORT_JSON).read_text())["verdict"]["met"] is False
+    assert out.meta["claim_met"] is False
+    assert "CLAIM FAILED" in capsys.readouterr().out
+
+
+def test_without_a_claim_the_page_says_so(stages, tmp_path):
+    out, source = make_report(stages, tmp_path, None)
+    assert "No claim was made" in Page(source).text
+    assert out.meta["claim_met"] is None
+
+
+def test_the_page_is_whole_and_asks_nothing_of_the_network(stages, tmp_path):
+    _, source = make_report(stages, tmp_path, CLAIM)
+    page = Page(source)
+    assert page.links == []
+    assert "script" not in page.tags
+    assert "@import" not in source
+    assert "url(" not in source
+    assert re.findall(r"https?://", source) == []
+    assert page.tags.count("svg") >= 8
+    assert "prefers-color-scheme:dark" in source
+    assert 'name="viewport"' in source
+    assert len(source) < 400_000
+
+
+def test_text_of_models_stays_text(stages, tmp_path):
+    _, source = make_report(stages, tmp_path, CLAIM)
+    assert "<script>alert" not in source
+    assert EVIL in Page(source).text
+
+
+def test_costs_carry_how_they_were_got_and_lineage_its_hashes(stages, tmp_path):
+    _, source = make_report(stages, tmp_path, CLAIM)
+    text = Page(source).text
+    assert "assumed 10 W per busy core" in text
+    assert "modelled" in text
+    assert "22 m 37 s" in text  # the sum of all stages
+    config = stages["rl"].manifest["files"]["config.json"]["sha256"]
+    assert config in text
+    assert "from cold-start" in text
+    assert "61% of bf16" in text
+
+
+def exam_of(counts: dict[str, dict[str, tuple[int, int]]], taught=()) -> tuple[dict, list[dict]]:
+    """An exam with one task from model to level to (correct, n); the same questions for all."""
+    models, items = {}, []
+    for model, levels in counts.items():
+        models[model] = {"thinking": {"t": {lv: {"correct": k, "n": n} for lv, (k, n) in levels.items()}}}
+        for level, (k, n) in levels.items():
+            base = {"mode": "thinking", "task": "t", "level": level, "model": model}
+            items += [base | {"id": f"{level}/{i}", "correct": i < k} for i in range(n)]
+    names = list(next(iter(counts.values())))
+    return {"models": models, "tasks": {"t": {"levels": names, "trace_levels": list(taught)}}}, items
+
+
+def verdict_of(counts, taught=(), **claim):
+    exam, items = exam_of(counts, taught)
+    return judge(Claim(**{"better": "rl", "task": "t"} | claim), exam, items)
+
+
+def test_the_best_control_counts_at_each_level():
+    counts = {
+        "a": {"x": (10, 100), "y": (40, 100)},
+        "b": {"x": (30, 100), "y": (5, 100)},
+        "rl": {"x": (90, 100), "y": (85, 100)},
+    }
+    verdict = verdict_of(counts, than=["a", "b"], levels={"x": 60, "y": 45}, mean_levels=["x", "y"], mean_points=60)
+    assert [check.control_name for check in verdict.checks] == ["b", "a", "a"]
+    assert [check.met for check in verdict.checks] == [True, True, True]
+    assert verdict.met
+
+
+def test_too_few_points_and_touching_intervals_both_fail():
+    verdict = verdict_of({"a": {"x": (40, 100)}, "rl": {"x": (80, 100)}}, than=["a"], levels={"x": 50})
+    assert "50 points were claimed, 40.0 were gained" in verdict.checks[0].reason
+    verdict = verdict_of({"a": {"x": (3, 10)}, "rl": {"x": (8, 10)}}, than=["a"], levels={"x": 50})
+    assert verdict.checks[0].reason == "the 95% intervals overlap"
+    assert not verdict.met
+
+
+def test_what_was_not_asked_fails_with_its_reason():
+    verdict = verdict_of(
+        {"a": {"x": (1, 50)}, "rl": {"x": (49, 50)}}, than=["a"], levels={"x": 50, "z": 10}, also=["u"]
+    )
+    assert [check.met for check in verdict.checks] == [True, False, False]
+    assert "not tested" in verdict.sentence or "fails 2 of 3" in verdict.sentence
+    assert not verdict_of({"rl": {"x": (1, 2)}}).met
+
+
+def test_without_controls_the_models_before_it_stand_in_and_this_is_said():
+    counts = {"base": {"x": (0, 50)}, "sft": {"x": (5, 50)}, "rl": {"x": (45, 50)}, "int8": {"x": (44, 50)}}
+    verdict = verdict_of(counts, levels={"x": 50})
+    assert verdict.controls == ["base", "sft"]
+    assert "no control" in verdict.control_note
+    assert verdict.checks[0].control_name == "sft"
+
+
+def test_forgetting_what_was_taught_fails_the_claim():
+    counts = {"a": {"t": (50, 50), "x": (5, 50)}, "rl": {"t": (40, 50), "x": (45, 50)}}
+    verdict = verdict_of(counts, taught=["t"], than=["a"], levels={"x": 50})
+    assert [check.met for check in verdict.checks] == [True, False]
+    assert "fell by 20.0 points" in verdict.checks[1].reason
+
+
+def test_another_task_must_rise_by_more_than_chance():
+    for right, met in ((90, True), (52, False), (40, False)):
+        verdict = verdict_of({"a": {"x": (50, 100)}, "rl": {"x": (right, 100)}}, than=["a"], also=["t"])
+        assert verdict.met is met
+
+
+def test_axes_hold_their_values_with_round_ticks():
+    for values in ([3.0, 97.0], [0.001, 0.0042], [12345.0], [], [0.0], [-3.0, 5.0]):
+        axis = charts.number_axis(values)
+        assert 2 <= len(axis.ticks) <= 8
+        assert all(v <= axis.high for v in values)
+        assert axis.low < axis.high
+    assert [text for _, text in charts.number_axis([97.0]).ticks] == ["0", "25", "50", "75", "100"]
+
+
+def test_charts_escape_and_keep_inside_their_frame():
+    series = charts.Series("<b>", "m-grey", [(0, 0.5), (1, 2.0)], [(0, 0.4, 0.6), (1, 0.5, 3.0)], dots=True)
+    svg = charts.plot([series], charts.names_axis(["<i>", "b"]), charts.share_axis(), '"label"')
+    assert "<b>" not in svg
+    assert "<i>" not in svg
+    numbers = [float(y) for y in re.findall(r'cy="([-\d.]+)"', svg)]
+    assert all(0 <= y <= charts.HEIGHT for y in numbers)
+
+
+def test_thin_and_smooth():
+    points = [(float(i), float(i)) for i in range(1001)]
+    few = charts.thin(points, 100)
+    assert len(few) <= 102
+    assert few[0] == points[0]
+    assert few[-1] == points[-1]
+    assert charts.smooth([0, 2, 4], 2) == [0, 1, 3]
