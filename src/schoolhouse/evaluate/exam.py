@@ -194,21 +194,27 @@ def _ask(
     prompts = [chat.prompt(tasks[e.task].conversation(e, mode == "thinking")) for e in examples]
     most = config.max_new_tokens if mode == "thinking" else config.max_new_tokens_direct
     sampling = Sampling(max_new_tokens=most, temperature=0.0, stop_ids=chat.stop_ids)
-    started = said = time.monotonic()
-
-    def watch(finished: int, total: int) -> None:
-        nonlocal said
-        if run.should_stop() == "interrupted":
-            raise Stopped(f"stopped at {candidate.name}, {mode}; the same command goes on with it")
-        now = time.monotonic()
-        if now - said >= _SAY_EVERY_S or finished == total:
-            said = now
-            run.log.step(finished, total, model=candidate.name, mode=mode, items_s=finished / (now - started))
-
+    engine = Engine(model, slots=SLOTS)
     with run.meter.phase(f"{candidate.name} {mode}"):
-        groups = Engine(model, slots=SLOTS).generate(prompts, sampling, watch)
-    completions = [group[0] for group in groups]
-    tokens = sum(map(len, prompts)) + sum(len(c.ids) for c in completions)
+        places = {engine.submit(ids, sampling): place for place, ids in enumerate(prompts)}
+        completions = [Completion() for _ in prompts]
+        started = said = time.monotonic()
+        finished = made = 0
+        while not engine.idle:
+            if run.should_stop() == "interrupted":
+                raise Stopped(f"stopped at {candidate.name}, {mode}; the same command goes on with it")
+            for token in engine.step():
+                completion = completions[places[token.request]]
+                completion.ids.append(token.id)
+                completion.finish_reason = token.finish_reason or completion.finish_reason
+                finished += token.finish_reason is not None
+                made += 1
+            now = time.monotonic()
+            if now - said >= _SAY_EVERY_S or engine.idle:
+                said = now
+                speed = made / (now - started)
+                run.log.step(finished, len(prompts), model=candidate.name, mode=mode, tok_s=speed)
+    tokens = made + sum(map(len, prompts))
     run.meter.add(tokens=tokens, flops=tokens * model.config.flops_per_token(0))
     return completions
 
