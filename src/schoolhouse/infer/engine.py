@@ -1,8 +1,8 @@
 """The generation engine: rollouts, evaluation and chat all go through it.
 
-The life of a request: `submit` puts a prompt with one or more samples in the queue; `step` admits samples to free slots,
-reads their prompts (once for all samples of a prompt, and once for a beginning that prompts share), then gives every
-running text its next token; a text that ends frees its slot for the next sample at once. It knows ids, no text.
+The life of a request: `submit` puts a prompt with one or more samples in the queue; `step` admits samples to free
+slots, reads their prompts (once for all samples of a prompt, and once for a beginning that prompts share), then gives
+every running text its next token; a text that ends frees its slot for the next sample. It knows ids, no text.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.model.transformer import Transformer
 
-PREFILL_TOKENS = (
-    2048  # read at once: enough to keep the products busy, little enough to keep the others waiting briefly
-)
+PREFILL_TOKENS = 2048  # read at once: enough to keep the products busy, and the others wait only briefly
 ADMIT_TOGETHER = 8  # prompts read together cost half of what they cost alone
 SHARED_PREFIX = 8  # tokens from which a common beginning is worth a pass of its own
 
@@ -72,8 +70,8 @@ class _Text:
 class Engine:
     """Continuous batching over the slots of one cache.
 
-    model: stays the caller's, its weights may change between requests (call `forget` then). slots: texts that run at once.
-    Raises ModelError for an empty prompt or one that does not fit into the model's context.
+    model: stays the caller's, its weights may change between requests (call `forget` then). slots: texts that run at
+    once. Raises ModelError for a prompt that is empty, does not fit into the model's context or has unknown ids.
     """
 
     def __init__(self, model: Transformer, slots: int = 64) -> None:
@@ -102,6 +100,11 @@ class Engine:
         longest = max(s.max_new_tokens for s in each)
         if not ids:
             raise ModelError("The prompt has no tokens: give the model at least one to continue.")
+        if not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
+            raise ModelError(
+                f"The prompt's ids run from {min(ids)} to {max(ids)}, the vocabulary has {self.model.config.vocab_size}: "
+                "the tokenizer belongs to another model."
+            )
         if len(ids) + longest > room:
             raise ModelError(
                 f"The prompt has {len(ids)} tokens and {longest} may follow, the model's context holds {room}: "
@@ -132,7 +135,23 @@ class Engine:
 
         samplings: one for all, or for each prompt a list, one a sample. progress: called with finished and all samples.
         """
+        assert self.idle, "generate would mix its tokens with those of requests that still run"
         plans = [[samplings]] * len(prompts) if isinstance(samplings, Sampling) else [list(s) for s in samplings]
+        try:
+            return self._finish(prompts, plans, progress)
+        except BaseException:
+            self.clear()
+            raise
+
+    def clear(self) -> None:
+        """Drop every request, running or waiting: what remains to be done after an interrupt."""
+        self._queue.clear()
+        self._running.clear()
+        self._cache.release()
+
+    def _finish(
+        self, prompts: Sequence[Sequence[int]], plans: list[list[Sampling]], progress: Callable[[int, int], None] | None
+    ) -> list[list[Completion]]:
         first = self._requests + 1
         for ids, plan in zip(prompts, plans, strict=True):
             self.submit(ids, plan)
@@ -153,7 +172,7 @@ class Engine:
     def _admit(self) -> list[Token]:
         """Fill free slots from the queue, reading prompts that have not been read; returns their first tokens."""
         free = self._slots - len(self._running)
-        if not self._queue or free < min(ADMIT_TOGETHER, len(self._queue), self._slots):
+        if not self._queue or free < min(ADMIT_TOGETHER, len(self._queue), max(1, self._slots // ADMIT_TOGETHER)):
             return []
         chosen = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
         unread = list({id(p): p for p, _, _ in chosen if p.kv is None}.values())

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from schoolhouse.core.errors import ModelError
+
 BLOCK = 128  # words
 
 
@@ -49,6 +51,7 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
 
     Returns ids (B,) int64 and their log-probabilities (B,) float32 under softmax(logits / temperature), the whole of it
     where top_p cuts; rows of temperature 0 take the likeliest token and report its log-probability at temperature 1.
+    Raises ModelError if a row's logits are not numbers.
     """
     rows, words = logits.shape
     greedy = temperature == 0
@@ -63,6 +66,8 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     by_block = weights.view(rows, blocks, BLOCK)
     sums = by_block.sum(-1)  # (B, blocks)
     total = sums.sum(-1)  # (B,)
+    if not bool(torch.isfinite(total).all()):
+        raise ModelError("The network's output is not a number: its weights are damaged, or its training ran away.")
     allowed = _nucleus(body, top_p, total) if bool((top_p[~greedy] < 1).any()) else None
     if allowed is not None:
         by_block = torch.nn.functional.pad(body * allowed, (0, blocks * BLOCK - words)).view(rows, blocks, BLOCK)
@@ -93,5 +98,6 @@ def _nucleus(weights: Tensor, top_p: Tensor, total: Tensor) -> Tensor:
     """1.0 for the fewest likeliest words whose probability reaches top_p, else 0.0. Source: arXiv 1904.09751."""
     ordered, order = weights.sort(dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered
-    kept = before < (top_p * total)[:, None]
+    kept = (before < (top_p * total)[:, None]) | (top_p >= 1)[:, None]  # rounding cuts nothing from a whole row
+    kept[:, 0] = True
     return torch.zeros_like(weights).scatter_(1, order, kept.float())

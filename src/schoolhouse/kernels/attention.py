@@ -14,7 +14,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     """Softmax attention in which the query heads of a group share one key/value head.
 
     q: (B, T, H, Dh); k, v: (B, Hk, S, Dh); bias: (B or 1, T, S), added to the scores, -inf where a query must not look.
-    Returns (B, T, H, Dh). Scores and their softmax are in fp32 wherever the products are not.
+    Returns (B, T, H, Dh). The softmax is in fp32; the scores have the type of the products.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads, keys = k.shape[1], k.shape[2]

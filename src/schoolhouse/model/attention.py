@@ -1,7 +1,7 @@
 """Grouped-query attention: what it projects. What it may look at is the context's business.
 
-A `Context` knows where the tokens of a forward pass stand and which of them see which: a plain causal batch, rows packed
-for training with a shared prompt, or the slots of the engine's cache. The network is the same for all of them.
+A `Context` knows where the tokens of a forward pass stand and which of them see which: a plain causal batch, rows
+packed for training with a shared prompt, or the slots of the engine's cache. The network is the same for all of them.
 """
 
 from __future__ import annotations

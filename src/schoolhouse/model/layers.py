@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.fused import rms_norm

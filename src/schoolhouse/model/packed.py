@@ -1,8 +1,8 @@
 """Many texts in one row without padding, and replies that share the pass over their prompt.
 
-Every matrix product runs over the bare tokens; only attention, a few percent of the work for short texts, lays them out
-as rows. In a group of `G` replies to one prompt the prompt is computed once: with 75 tokens of prompt and 75 of reply and
-G = 8 this saves 44% of the tokens.
+Every matrix product runs over the bare tokens; only attention, a few percent of the work for short texts, lays them
+out as rows. In a group of `G` replies to one prompt the prompt is computed once: with 75 tokens of prompt and 75 of
+reply and G = 8 this saves 44% of the tokens.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class _Pick(torch.autograd.Function):
 class Packed:
     """Context of one packed row: prompts first, then their replies, prompt by prompt.
 
-    prompts: the length of each prompt in tokens; replies: for each prompt the lengths of its replies, equally many for all
-    (none, where the prompts are whole texts). A reply sees its own prompt and itself.
+    prompts: the length of each prompt in tokens; replies: for each prompt the lengths of its replies, equally many for
+    all (none, where the prompts are whole texts). A reply sees its own prompt and itself.
     """
 
     def __init__(self, prompts: Sequence[int], replies: Sequence[Sequence[int]] = ()) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.model.attention import Attention, Causal, Context
@@ -90,11 +90,14 @@ class Transformer(nn.Module):
 
         Raises ModelError for ids outside of the vocabulary and for texts longer than the model's context.
         """
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+        vocabulary, room = self.config.vocab_size, self.config.max_position_embeddings
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             raise ModelError(
-                f"Token ids run from {int(ids.min())} to {int(ids.max())}, the vocabulary has {self.config.vocab_size}: "
+                f"Token ids run from {int(ids.min())} to {int(ids.max())}, the vocabulary has {vocabulary}: "
                 "the tokenizer belongs to another model."
             )
+        if cache is None and ids.shape[1] > room:
+            raise ModelError(f"The text has {ids.shape[1]} tokens, the model's context holds {room}: shorten it.")
         context = cache if cache is not None else Causal(*ids.shape)
         return Output(self.head(self.hidden(ids, context)))
 

@@ -18,7 +18,7 @@ from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
 from schoolhouse.train.optimizer import Optimizer, learning_rate
 
-CHECKPOINT_EVERY_S = 120.0
+SAVE_EVERY_S = 120.0
 METRICS = "metrics.jsonl"
 
 
@@ -26,8 +26,8 @@ METRICS = "metrics.jsonl"
 class Batch:
     """What one optimizer step learns from, cut into parts that fit into memory together with their activations.
 
-    tokens: how many tokens the parts hold, for the meter; figures: what the source adds to the metrics; shown: the names
-    of those that the log prints, too. A batch without parts teaches nothing: no step is taken.
+    tokens: how many tokens the parts hold, for the meter; figures: what the source adds to the metrics; shown: the
+    names of those that the log prints, too. A batch without parts teaches nothing: no step is taken.
     """
 
     parts: Sequence[Any]
@@ -55,12 +55,16 @@ Objective = Callable[[Transformer, Any], tuple[Tensor, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast: `steps` at most, `lr` at its peak; the course also ends when the stage's time is spent."""
+    """How long and how fast: `steps` at most, `lr` at its peak; the course also ends when the stage's time is spent.
+
+    save_every_s: seconds between two checkpoints.
+    """
 
     steps: int
     lr: float
     warmup: float = 0.05
     floor: float = 0.1
+    save_every_s: float = SAVE_EVERY_S
 
 
 def fit(
@@ -68,8 +72,9 @@ def fit(
 ) -> int:
     """Train until the course, the source or the stage's time ends; returns the number of steps.
 
-    Resumes from the checkpoint in `run.scratch` and writes one every two minutes, on an interrupt and at the end. Each
-    step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, TrainError when the loss is not a number.
+    Resumes from the checkpoint in `run.scratch` and writes one every `course.save_every_s`, on an interrupt and at the
+    end. Each step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, TrainError when the loss is
+    not a number.
     """
     folder, metrics = run.scratch / "checkpoint", run.scratch / METRICS
     done = _resume(folder, metrics, source, optimizer)
@@ -91,7 +96,7 @@ def fit(
             file.write(json.dumps(figures) + "\n")
         shown = {name: figures[name] for name in (*batch.shown, "loss", "tok_s") if name in figures}
         run.log.step(done, course.steps if run.seconds_left() is None else None, **shown)
-        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+        if time.monotonic() - saved_at >= course.save_every_s:
             _save(folder, done, source, optimizer)
             saved_at = time.monotonic()
     _save(folder, done, source, optimizer)
@@ -150,5 +155,7 @@ def _resume(folder: Path, metrics: Path, source: Source, optimizer: Optimizer) -
         step = int(facts["step"])
     if metrics.exists():
         lines = metrics.read_text(encoding="utf-8").splitlines()
-        metrics.write_text("".join(line + "\n" for line in lines[:step]), encoding="utf-8")
+        part = metrics.with_name(metrics.name + ".part")
+        part.write_text("".join(line + "\n" for line in lines[:step]), encoding="utf-8")
+        part.replace(metrics)
     return step

@@ -1,14 +1,15 @@
 """GRPO: learn to reason from answers alone. Rollout, judge, advantages, fit.
 
-The policy samples a group of replies to each question; those better than their group's mean become likelier. No trace is
-ever shown. Questions come from ladders of levels that the policy climbs by its success (`ladder`), the formulas are in
-`policy`, sampling and judging in `rollout`. Source: arXiv 2402.03300; arXiv 2501.12948; DAPO, arXiv 2503.14476.
+The policy samples a group of replies to each question; those better than their group's mean become likelier. No trace
+is ever shown. Questions come from ladders of levels that the policy climbs by its success (`ladder`), the formulas are
+in `policy`, sampling and judging in `rollout`. Source: arXiv 2402.03300; arXiv 2501.12948; DAPO, arXiv 2503.14476.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from schoolhouse.core.artifact import Artifact, Draft
-from schoolhouse.core.config import Ref, StageConfig
+from schoolhouse.core.config import Duration, Ref, StageConfig
+from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
@@ -31,15 +33,23 @@ from schoolhouse.tasks.load import TaskSpec, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.train.fit import Batch, Course, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, fit
 from schoolhouse.train.ladder import Ladder
 from schoolhouse.train.optimizer import Kind, Optimizer
-from schoolhouse.train.policy import aggregate, clipped_share, group_advantages, has_signal, kl_penalty, policy_loss
+from schoolhouse.train.policy import (
+    aggregate,
+    clipped_share,
+    group_advantages,
+    has_signal,
+    kl_penalty,
+    most_telling,
+    policy_loss,
+)
 from schoolhouse.train.result import keep_model
 from schoolhouse.train.rollout import Group, Rollouts, roll_out
 
 SAMPLES = "samples.jsonl"
-SHOWN = ("reward", "right", "signal", "length", "entropy", "level", "rollout_tok_s")
+SHOWN = ("reward", "right", "signal", "length", "entropy", "top", "rollout_tok_s")
 
 
 class Config(StageConfig):
@@ -50,6 +60,8 @@ class Config(StageConfig):
     steps: int = Field(default=1000, ge=1)  # at most; the stage's time ends it sooner
     prompts: int = Field(default=16, ge=1)  # questions a step
     group: int = Field(default=8, ge=2)  # replies to a question
+    learn: int | None = Field(default=None, ge=2)  # of them learnt from, the best and the worst; all without it
+    weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=2e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
     floor: float = Field(default=0.3, ge=0, le=1)
@@ -64,12 +76,21 @@ class Config(StageConfig):
     clip_high: float = Field(default=0.28, gt=0)
     kl: float = Field(default=0.0, ge=0)  # weight of the distance to the model that the stage starts from
     learn_truncated: bool = False  # learn from replies that were cut off, too
-    part_tokens: int = Field(default=1280, ge=64)
+    part_tokens: int = Field(default=1024, ge=64)  # computed at once; sets the memory of the activations
+    save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
 
 
 def check(config: Config) -> None:
-    """Raise TaskError before anything starts if a task does not exist or its questions cannot be read."""
+    """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     load_tasks(config.tasks)
+    if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
+        raise RecipeError(
+            f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
+        )
+    if config.learn is not None and config.learn > config.group:
+        raise RecipeError(
+            f"learn is {config.learn}, group is {config.group}: no more can be learnt from than are sampled."
+        )
 
 
 def fingerprint(config: Config) -> str:
@@ -165,11 +186,9 @@ class Rehearsal:
     ) -> None:
         self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
         self._engine = Engine(model, slots=min(128, config.prompts * config.group))
-        self.ladders = {
-            name: Ladder(task.levels, (task.trace_levels or task.levels)[-1], config.level_up)
-            for name, task in tasks.items()
-        }
+        self.ladders = {name: _ladder(task, config.level_up) for name, task in tasks.items()}
         self._folder = run.scratch / "rollouts"
+        self._has_trimmed_samples = False
 
     def batch(self, step: int) -> Batch:
         """Sample, judge, and cut the groups that can teach into parts."""
@@ -179,15 +198,17 @@ class Rehearsal:
         self._keep_samples(step, rollouts.groups)
         rewards = torch.tensor([g.rewards for g in rollouts.groups])  # (P, G)
         signal = has_signal(rewards)
-        advantages = group_advantages(rewards, scale=self._config.advantage == "scaled")
-        if not self._config.learn_truncated:
-            ended = torch.tensor([[s.finish_reason == "stop" for s in g.samples] for g in rollouts.groups])
-            advantages = advantages * ended
-        picked = [i for i, teaches in enumerate(signal.tolist()) if teaches]
-        figures = self._figures(rollouts, rewards, int(signal.sum()))
-        parts = self._parts([rollouts.groups[i] for i in picked], advantages[picked])
+        lessons = [g.only(keep) for g, keep in zip(rollouts.groups, self._picked(rewards), strict=True)]
+        lessons = [g for g, teaches in zip(lessons, signal.tolist(), strict=True) if teaches]
+        parts = self._parts(lessons) if lessons else []
         tokens = sum(part.ids.shape[1] for part in parts)
-        return Batch(parts, tokens, figures, SHOWN)
+        return Batch(parts, tokens, self._figures(rollouts, rewards, int(signal.sum())), SHOWN)
+
+    def _picked(self, rewards: Tensor) -> list[list[int]]:
+        """Indices of the replies of each group that are learnt from."""
+        keep = self._config.learn or self._config.group
+        picked: list[list[int]] = most_telling(rewards, keep).tolist()
+        return picked
 
     def _rollouts(self, step: int) -> Rollouts:
         """From disk where they lie there already, else from the policy."""
@@ -195,7 +216,7 @@ class Rehearsal:
         if path.exists():
             return Rollouts.load(path)
         rng = random.Random(f"{self._run.seed}/grpo/{step}")
-        examples = [self._draw(rng, step, i) for i in range(self._config.prompts)]
+        examples = [self._draw(rng) for _ in range(self._config.prompts)]
         config = self._config
         samplings = [
             [
@@ -215,15 +236,19 @@ class Rehearsal:
         self._run.meter.add(tokens=made + read, flops=(made + read) * per_token)
         return rollouts
 
-    def _draw(self, rng: random.Random, step: int, index: int) -> Example:
-        """A training question of the next task in turn, at a level that its ladder draws."""
+    def _draw(self, rng: random.Random) -> Example:
+        """A training question of a task by its weight, at a level that its ladder draws."""
         names = list(self._tasks)
-        name = names[(step * self._config.prompts + index) % len(names)]
+        name = rng.choices(names, self._config.weights or [1.0] * len(names))[0]
         level = self.ladders[name].draw(rng)
         return self._tasks[name].examples("train", level, 1, rng.getrandbits(32))[0]
 
-    def _parts(self, groups: Sequence[Group], advantages: Tensor) -> list[Part]:
+    def _parts(self, groups: Sequence[Group]) -> list[Part]:
         """Groups of like length together, up to `part_tokens`."""
+        rewards = torch.tensor([g.rewards for g in groups])
+        advantages = group_advantages(rewards, scale=self._config.advantage == "scaled")
+        if not self._config.learn_truncated:
+            advantages *= torch.tensor([[s.finish_reason == "stop" for s in g.samples] for g in groups])
         sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
         batch_tokens = sum(len(s.ids) for g in groups for s in g.samples)
         replies = sum(len(g.samples) for g in groups)
@@ -253,7 +278,8 @@ class Rehearsal:
             "groups": len(rollouts.groups),
             "right": f"{sum(s.parts.get('answer', 0.0) for s in samples) / count:.0%}",
             "signal": f"{signal}/{len(rollouts.groups)}",
-            "level": " ".join(f"{name}:{ladder.top}" for name, ladder in self.ladders.items()),
+            "top": " ".join(f"{name}:{ladder.top}" for name, ladder in self.ladders.items()),
+            "level": {name: ladder.top for name, ladder in self.ladders.items()},
             "levels": {name: ladder.rates() for name, ladder in self.ladders.items()},
             "rollout_s": rollouts.seconds,
             "rollout_tok_s": made / max(rollouts.seconds, 1e-9),
@@ -262,16 +288,18 @@ class Rehearsal:
     def _keep_samples(self, step: int, groups: Sequence[Group]) -> None:
         """One reply of every fourth group, for the report's transcripts; a resumed run does not write a step twice."""
         path = self._run.scratch / SAMPLES
-        rows = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and step % 10 == 0 else None
-        )
-        if rows is not None:
-            path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] < step))
+        if path.exists() and not self._has_trimmed_samples:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+            part.replace(path)
+        self._has_trimmed_samples = True
         with path.open("a", encoding="utf-8") as file:
             for group in groups[::4]:
                 s = group.samples[0]
                 row = {
-                    "step": step, "task": group.task, "level": group.level, "question": group.question,
+                    "step": step + 1, "task": group.task, "level": group.level, "question": group.question,
                     "answer": group.answer, "reply": s.text, "score": s.score,
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
@@ -286,6 +314,13 @@ class Rehearsal:
             self.ladders[name].restore(held)
 
 
+def _ladder(task: Task, up_at: float) -> Ladder:
+    """From the hardest level with worked traces, or from the easiest; levels without training questions are left out."""
+    levels = [level for level in task.levels if task.examples("train", level, 1, 0)]
+    taught = [level for level in levels if level in task.trace_levels]
+    return Ladder(levels, (taught or levels[:1])[-1], up_at)
+
+
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
     """Teach `model` by its own answers on the tasks' ladders, until the steps or the stage's time are spent."""
     source: Path = inputs[config.model].path
@@ -295,6 +330,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     rehearsal = Rehearsal(config, model, chat, tasks, run)
-    course = Course(config.steps, config.lr, config.warmup, config.floor)
+    course = Course(config.steps, config.lr, config.warmup, config.floor, config.save_every)
     steps = fit(model, rehearsal, GroupObjective(config, reference), optimizer, course, run)
     keep_model(model, source, steps, run, out)
+    if (run.scratch / SAMPLES).exists():
+        shutil.copyfile(run.scratch / SAMPLES, out.path / SAMPLES)

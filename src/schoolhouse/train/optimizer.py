@@ -22,8 +22,8 @@ Kind = Literal["adamw", "muon"]
 class Optimizer:
     """Steps of one network.
 
-    "muon" moves the layers' matrices by Muon (its update scaled to AdamW's root mean square, arXiv 2502.16982 eq. 4) and
-    the rest by AdamW. Norms and biases never decay.
+    "muon" moves the layers' matrices by Muon (its update scaled to AdamW's root mean square, arXiv 2502.16982 eq. 4)
+    and the rest by AdamW. Norms and biases never decay.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Optimizer:
         norm = float(torch.linalg.vector_norm(torch.stack([_norm(g) for g in grads.values()])))
         if not math.isfinite(norm):
             raise TrainError(
-                f"The gradient's norm is {norm}: the step was not taken. Lower the learning rate (lr) or look at the data."
+                f"The gradient's norm is {norm}: the step was not taken. "
+                "Lower the learning rate (lr) or look at the data."
             )
         factor = min(1.0, self._clip / (norm + 1e-6))
         for name, grad in grads.items():

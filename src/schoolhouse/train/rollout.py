@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from schoolhouse.infer.engine import Completion, Engine
@@ -44,6 +44,10 @@ class Group:
     def rewards(self) -> list[float]:
         """The judge's scores."""
         return [s.score for s in self.samples]
+
+    def only(self, picked: Sequence[int]) -> Group:
+        """The same group with some of its replies."""
+        return replace(self, samples=[self.samples[i] for i in picked])
 
 
 @dataclass(frozen=True)
@@ -93,5 +97,5 @@ def _judged(task: Task, example: Example, chat: ChatFormat, completion: Completi
     verdict = task.judge(example, text)
     return Sample(
         completion.ids, completion.logprobs, completion.finish_reason, text,
-        verdict.score if ended else 0.0, verdict.parts if ended else {k: 0.0 for k in verdict.parts},
+        verdict.score if ended else 0.0, verdict.parts if ended else dict.fromkeys(verdict.parts, 0.0),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,16 @@ from pydantic import Field
 from torch import Tensor
 
 from schoolhouse.core.artifact import Artifact, Draft
-from schoolhouse.core.config import Ref, StageConfig
+from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.text.chat import ChatFormat, Rendered
+from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
 from schoolhouse.text.records import read_conversations
-from schoolhouse.train.fit import Batch, Course, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, fit
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model
 
@@ -41,6 +42,7 @@ class Config(StageConfig):
     optimizer: Kind = "adamw"
     max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
     part_tokens: int = Field(default=1280, ge=64)  # computed at once; sets the memory of the activations
+    save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,21 @@ def render_all(data: Artifact, chat: ChatFormat, max_tokens: int) -> list[Render
         check_mask(rendered, f"conversation {number}")
         if len(rendered.ids) > max_tokens:
             raise DataError(
-                f"conversation {number} has {len(rendered.ids)} tokens, max_tokens is {max_tokens}: raise it or cut the text."
+                f"conversation {number} has {len(rendered.ids)} tokens, max_tokens is {max_tokens}: "
+                "raise it or cut the text."
             )
         out.append(rendered)
     if not out:
         raise DataError(f"{data.file(DATA)} holds no conversation.")
     return out
+
+
+def usual_system(data: Artifact) -> str | None:
+    """The system message that most conversations open with, or None where most have none."""
+    rows = read_conversations(data.file(DATA)).good
+    first = [row.messages[0] for row in rows if row.messages]
+    said = Counter(message.content for message in first if message.role == "system")
+    return said.most_common(1)[0][0] if said.total() > len(rows) / 2 else None
 
 
 def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Part:
@@ -111,6 +122,7 @@ class Conversations:
 
     def __init__(self, rows: Sequence[Rendered], config: Config, run: Run) -> None:
         self._rows, self._config, self._run = rows, config, run
+        self._order: tuple[int, list[int]] = (-1, [])
         self.steps = max(1, round(config.epochs * len(rows) / config.batch))
 
     def batch(self, step: int) -> Batch:
@@ -133,9 +145,11 @@ class Conversations:
 
     def _row(self, index: int) -> Rendered:
         epoch, place = divmod(index, len(self._rows))
-        order = list(range(len(self._rows)))
-        random.Random(f"{self._run.seed}/{epoch}").shuffle(order)
-        return self._rows[order[place]]
+        if self._order[0] != epoch:
+            order = list(range(len(self._rows)))
+            random.Random(f"{self._run.seed}/{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._rows[self._order[1][place]]
 
     def state(self) -> dict[str, Any]:
         """Nothing: the step says it all."""
@@ -149,6 +163,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     """Fine-tune `model` on `data` and write a Hugging Face checkpoint with its learning curve."""
     source = inputs[config.model].path
     rows = render_all(inputs[config.data], ChatFormat.load(source), config.max_tokens)
+    system = usual_system(inputs[config.data])
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     batches = Conversations(rows, config, run)
@@ -156,6 +171,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     run.log.info(
         f"{len(rows)} conversations, {share:.0%} of the tokens are learnt, {batches.steps} steps of {config.batch}"
     )
-    course = Course(batches.steps, config.lr, floor=config.floor)
+    course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
     steps = fit(model, batches, cross_entropy, optimizer, course, run)
     keep_model(model, source, steps, run, out)
+    if system is not None:
+        (out.path / SYSTEM_FILE).write_text(system + "\n", encoding="utf-8")
