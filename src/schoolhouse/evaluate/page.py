@@ -403,7 +403,7 @@ def _cost_view(name: str, artifact: Artifact) -> View:
         "memory_mark": _mark(meter.get("peak_rss_source", "measured")),
         "energy": f"{meter['energy_wh']:.2f} Wh",
         "energy_mark": _mark(meter["energy_source"]),
-        "cost": f"{meter['cost']:.4f} {meter.get('currency', '')}".strip(),
+        "cost": f"{meter['cost']:.2g} {meter.get('currency', '')}".strip(),
         "cost_mark": _mark(meter["cost_source"]),
     }
 
@@ -433,7 +433,7 @@ def _totals(evidence: Evidence) -> View | None:
         "seconds_raw": seconds,
         "tokens": f"{sum(m['tokens'] for m in meters.values()):,}",
         "energy": f"{sum(m['energy_wh'] for m in meters.values()):.1f} Wh",
-        "cost": f"{sum(m['cost'] for m in meters.values()):.3f} {currency}".strip(),
+        "cost": f"{sum(m['cost'] for m in meters.values()):.2g} {currency}".strip(),
         "mark": " and ".join(sorted(words - {""})) or "as stated below",
         "sources": sorted(
             {s for m in meters.values() for s in (m["energy_source"], m["cost_source"], m.get("flops_source", "")) if s}
