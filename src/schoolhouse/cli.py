@@ -73,7 +73,7 @@ def chat(
     folder = _model_folder(home, model)
     from schoolhouse.core.log import Log
     from schoolhouse.core.runtime import Runtime
-    from schoolhouse.infer.chat import chat_loop
+    from schoolhouse.serve.chat import chat_loop
 
     chat_loop(folder, think, Log(), Runtime.detect())
 

@@ -96,13 +96,13 @@ class Engine:
     def submit(self, ids: Sequence[int], samplings: Sampling | Sequence[Sampling]) -> int:
         """Queue one prompt with one or more samples; returns the request's number."""
         each = [samplings] if isinstance(samplings, Sampling) else list(samplings)
-        room = self.model.config.max_position_embeddings
+        room, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
         longest = max(s.max_new_tokens for s in each)
         if not ids:
             raise ModelError("The prompt has no tokens: give the model at least one to continue.")
-        if not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
             raise ModelError(
-                f"The prompt's ids run from {min(ids)} to {max(ids)}, the vocabulary has {self.model.config.vocab_size}: "
+                f"The prompt's ids run from {min(ids)} to {max(ids)}, the vocabulary has {vocabulary}: "
                 "the tokenizer belongs to another model."
             )
         if len(ids) + longest > room:

@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens over a large vocabulary, a block of rows at a time.
 
-The full matrix of log-probabilities is never held: 4,096 tokens over 49,152 words would take 800 MB in fp32.
-The backward pass computes each block of logits again.
+The full matrix of log-probabilities is never held in fp32, and nothing of it between the two passes: 4,096 tokens over
+49,152 words would take 800 MB. The backward pass computes each block of logits again and holds their slopes in the
+network's own type, so that each of its two products is one large one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from torch import Tensor
 BLOCK_ROWS = 256  # 256 x 49,152 logits in fp32 are 50 MB: large enough for a fast product, small enough to forget
 
 
-def _softmax_block(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return fp32 probabilities (N, V) and their log-normaliser (N,) for a block of rows."""
+def _softmax_block(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return fp32 probabilities (N, V) for a block of rows."""
     logits = torch.mm(hidden, weight.t()).float()  # (N, V)
-    top = logits.amax(dim=-1, keepdim=True)
-    weights = logits.sub_(top).exp_()
-    total = weights.sum(dim=-1, keepdim=True)
-    return weights.div_(total), (top + total.log()).squeeze(-1)
+    weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(dim=-1, keepdim=True))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -50,20 +49,15 @@ class _TokenLogprobs(torch.autograd.Function):
         """Gradient of a log-softmax: (one-hot minus probabilities) times the upstream gradient."""
         hidden, weight, targets = ctx.saved_tensors
         need_hidden, need_weight, _ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
-        for start in range(0, hidden.shape[0], BLOCK_ROWS):
+        slope = torch.empty(len(hidden), len(weight), dtype=hidden.dtype, device=hidden.device)  # (N, V)
+        for start in range(0, len(hidden), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             upstream = grad[block, None]
-            slope, _ = _softmax_block(hidden[block], weight)
-            slope.mul_(-upstream)
-            slope.scatter_add_(1, targets[block, None], upstream)
-            slope = slope.to(hidden.dtype)  # (N, V)
-            if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[block])
-            if grad_weight is not None:
-                grad_weight.add_(torch.mm(slope.t(), hidden[block]))
-        return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None
+            wide = _softmax_block(hidden[block], weight).mul_(-upstream)
+            slope[block] = wide.scatter_add_(1, targets[block, None], upstream)
+        grad_hidden = torch.mm(slope, weight) if need_hidden else None
+        grad_weight = torch.mm(slope.t(), hidden) if need_weight else None
+        return grad_hidden, grad_weight, None
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

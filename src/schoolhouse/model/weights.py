@@ -34,6 +34,7 @@ COPIED_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
     "generation_config.json",
+    "system_prompt.txt",
 )
 """What `save_model` takes over from the folder that a model came from: its tokenizer and how it is talked to."""
 

@@ -23,6 +23,9 @@ from schoolhouse.text.tokenizer import Tokenizer, read_json, token_text
 
 # Private-use characters: no template writes them, and messages are not in the text that is searched for them.
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
+SYSTEM_FILE = "system_prompt.txt"
+"""In a checkpoint folder: the system message that the model was taught with, for those who talk to it."""
+
 # A marker of some templates for training tools; it writes nothing.
 _GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 

@@ -315,7 +315,7 @@ class Rehearsal:
 
 
 def _ladder(task: Task, up_at: float) -> Ladder:
-    """From the hardest level with worked traces, or from the easiest; levels without training questions are left out."""
+    """Start at the hardest level with worked traces, or at the easiest; leave out levels without training questions."""
     levels = [level for level in task.levels if task.examples("train", level, 1, 0)]
     taught = [level for level in levels if level in task.trace_levels]
     return Ladder(levels, (taught or levels[:1])[-1], up_at)
