@@ -67,7 +67,7 @@ def clipped_share(
 def kl_penalty(logprobs: Tensor, reference: Tensor) -> Tensor:
     """An estimate of KL(policy || reference) of each token, never negative. (N,). Source: arXiv 2402.03300, eq. 4."""
     difference = reference - logprobs
-    return torch.exp(difference) - difference - 1.0
+    return torch.expm1(difference) - difference
 
 
 def aggregate(
