@@ -1,0 +1,269 @@
+"""GRPO from end to end on a tiny pupil: what a step is, that it learns, replays, stops and goes on."""
+
+import json
+
+import pytest
+import torch
+
+from school import LIVELY, artifact, conversation, draft, fp32_run, metrics, network, write_data, write_pupil
+from schoolhouse.core.errors import RecipeError, Stopped, TaskError
+from schoolhouse.core.run import Run
+from schoolhouse.infer.engine import Engine
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.model.weights import load_model
+from schoolhouse.tasks.load import load_tasks
+from schoolhouse.tasks.task import SYSTEM_THINKING
+from schoolhouse.text.chat import ChatFormat
+from schoolhouse.train import grpo, sft
+from schoolhouse.train.policy import group_advantages
+from schoolhouse.train.rollout import Group, Rollouts, Sample
+
+QUESTIONS = [f"Which box is {name}?" for name in ("first", "last", "left", "right", "top", "old", "new", "big")]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Questions whose answer is always blue: easy to learn once blue is tried."""
+    path = tmp_path_factory.mktemp("task") / "colours.jsonl"
+    rows = [{"question": q, "answer": "blue", "split": "train" if i else "test"} for i, q in enumerate(QUESTIONS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"task": str(path), "verifier": "exact"}
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory):
+    """A pupil that knows the form of a reply and says red or blue, one as likely as the other."""
+    folder = tmp_path_factory.mktemp("starter")
+    base = artifact(write_pupil(folder / "base"))
+    rows = [conversation(q, colour, SYSTEM_THINKING) for q in QUESTIONS for colour in ("red", "blue")]
+    config = sft.Config(model="base", data="rows", epochs=120, batch=16, lr=1e-2)
+    out = draft(folder / "out")
+    sft.run(config, {"base": base, "rows": write_data(folder / "rows", rows)}, fp32_run(folder), out)
+    return artifact(out.path)
+
+
+def settings(task, **changes):
+    plain = {
+        "model": "start", "tasks": [task], "steps": 30, "prompts": 4, "group": 6, "lr": 1.5e-3,
+        "max_new_tokens": 40, "part_tokens": 256,
+    }  # fmt: skip
+    return grpo.Config(**plain | changes)
+
+
+def practise(starter, task, folder, run=None, **changes):
+    out = draft(folder / "out")
+    grpo.run(settings(task, **changes), {"start": starter}, run or fp32_run(folder), out)
+    return out
+
+
+def rehearse(starter, task, folder, model=None, **changes):
+    """The source of batches and the network, without the loop."""
+    config = settings(task, **changes)
+    chat, tasks = ChatFormat.load(starter.path), {t.name: t for t in load_tasks(config.tasks)}
+    model = model or load_model(starter.path)
+    run: Run = fp32_run(folder)
+    return grpo.Rehearsal(config, model, chat, tasks, run), model, config
+
+
+def group(prompt, replies, scores, reasons=None, old=-1.0):
+    reasons = reasons or ["stop"] * len(replies)
+    samples = [
+        Sample(ids, [old] * len(ids), why, "", score, {"answer": score, "format": score})
+        for ids, score, why in zip(replies, scores, reasons, strict=True)
+    ]
+    return Group("task", "level", "question", "answer", prompt, samples)
+
+
+def test_the_reward_rises_where_the_right_answer_is_tried(starter, task, tmp_path):
+    out = practise(starter, task, tmp_path, prompts=6, group=10)
+    rows = metrics(out.path)
+    rewards = [row["reward"] for row in rows]
+    before, after = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    assert 0.3 < before < 0.6
+    assert after > max(0.8, before + 0.25)
+    assert set(rows[0]) >= {
+        "step", "seconds", "reward", "accuracy", "format", "length", "truncated", "entropy", "signal_groups", "groups",
+        "levels", "level", "lr", "tok_s", "rollout_s", "train_s",
+    }  # fmt: skip
+    assert rows[0]["level"] == {"colours": "all"}
+    assert rows[0]["levels"] == {"colours": {"all": pytest.approx(rows[0]["accuracy"])}}
+    assert sum(row["signal_groups"] for row in rows[-5:]) < sum(row["signal_groups"] for row in rows[:5])
+    samples = [json.loads(line) for line in (out.path / grpo.SAMPLES).read_text().splitlines()]
+    assert [s["step"] for s in samples] == [1 + i // 2 for i in range(60)]
+    assert "<answer>blue</answer>" in samples[-1]["reply"]
+
+
+def reinforce(model, groups, advantages):
+    """Minus the advantage-weighted log-probability of every reply token, text by text, by the textbook."""
+    total = torch.zeros(())
+    count = sum(len(s.ids) for g in groups for s in g.samples)
+    for g, row in zip(groups, advantages, strict=True):
+        for s, advantage in zip(g.samples, row, strict=True):
+            logits = model(torch.tensor([g.prompt + s.ids])).logits[0, len(g.prompt) - 1 : -1]
+            logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(s.ids)[:, None])
+            total = total - advantage * logp.sum()
+    return total / count
+
+
+def slopes(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_the_first_step_from_the_engines_own_samples_is_reinforce(task):
+    model = network(4, **LIVELY)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    plans = [[Sampling(6, seed=10 * i + j, stop_ids=frozenset(range(40))) for j in range(3)] for i in range(2)]
+    replies = Engine(model).generate(prompts, plans)
+    scores = [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]
+    groups = [
+        Group("t", "l", "q", "a", p, [
+            Sample(c.ids, c.logprobs, c.finish_reason, "", score, {}) for c, score in zip(row, each, strict=True)
+        ])
+        for p, row, each in zip(prompts, replies, scores, strict=True)
+    ]  # fmt: skip
+    advantages = group_advantages(torch.tensor(scores))
+    count = sum(len(s.ids) for g in groups for s in g.samples)
+    part = grpo.make_part(groups, advantages, count, 6, torch.device("cpu"))
+    loss, figures = grpo.GroupObjective(settings(task), None)(model, part)
+    assert float(loss.detach()) == pytest.approx(-float(part.advantages.mean()), abs=1e-5)
+    assert figures["sampler_gap"] < 1e-5
+    assert figures["clipped"] == 0
+    got, wanted = slopes(model, loss), slopes(model, reinforce(model, groups, advantages))
+    for name, slope in got.items():
+        scale = wanted[name].abs().max()
+        torch.testing.assert_close(slope / scale, wanted[name] / scale, rtol=0, atol=5e-5)
+
+
+def test_parts_add_up_to_the_batch_and_groups_without_signal_are_left_out(starter, task, tmp_path):
+    model = network(4, **LIVELY)
+    groups = [
+        group([1, 2, 3], [[4, 5], [6]], [1.0, 0.0]),
+        group([9, 8], [[7, 7, 7, 7], [5, 4]], [0.0, 1.0]),
+        group([3] * 40, [[2] * 20, [1] * 30], [0.1, 1.0]),
+    ]
+    losses = []
+    for size in (64, 4096):
+        source, _, config = rehearse(starter, task, tmp_path / str(size), model, part_tokens=size, group=2)
+        parts = source.parts(groups)
+        results = [grpo.GroupObjective(config, None)(model, p) for p in parts]
+        losses.append((len(parts), sum(float(loss.detach()) for loss, _ in results), results))
+    assert losses[0][0] == 2
+    assert losses[1][0] == 1
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-4)
+    for name in ("entropy", "sampler_gap"):
+        one, other = (sum(figures[name] for _, figures in row[2]) for row in losses)
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_replies_that_were_cut_off_teach_only_if_asked_to(starter, task, tmp_path, learn):
+    source, _, _ = rehearse(starter, task, tmp_path, group=2, learn_truncated=learn)
+    (part,) = source.parts([group([1, 2], [[3, 4, 5], [6, 7]], [0.0, 1.0], ["length", "stop"])])
+    assert part.advantages.tolist() == [-0.5 if learn else 0.0] * 3 + [0.5] * 2
+    assert part.batch_tokens == 5
+
+
+def test_all_equal_rewards_take_no_step(starter, task, tmp_path):
+    out = practise(starter, task, tmp_path, steps=2, max_new_tokens=8)  # every reply is cut off: nothing to compare
+    rows = metrics(out.path)
+    names = ("signal_groups", "loss", "grad_norm", "truncated")
+    assert [tuple(row[name] for name in names) for row in rows] == [(0, 0, 0, 1)] * 2
+    before = load_model(starter.path, torch.bfloat16).state_dict()
+    assert all(torch.equal(load_model(out.path, torch.bfloat16).state_dict()[n], t) for n, t in before.items())
+
+
+def test_a_distance_to_the_start_is_charged_and_none_at_the_start(starter, task, tmp_path):
+    rows = metrics(practise(starter, task, tmp_path, steps=4, kl=0.5).path)
+    kept = [row["kl"] for row in rows if "kl" in row]
+    assert kept[0] == pytest.approx(0.0, abs=1e-6)
+    assert kept[-1] > 1e-5
+
+
+def test_the_sampled_half_can_be_replayed_without_learning(starter, task, tmp_path):
+    source, _, _ = rehearse(starter, task, tmp_path / "one")
+    again, _, _ = rehearse(starter, task, tmp_path / "two")
+    source.batch(0), again.batch(0)
+    one, two = (Rollouts.load(tmp_path / name / "scratch" / "rollouts" / "000000.json") for name in ("one", "two"))
+    assert one.groups == two.groups
+    assert one.groups != source._rollouts(1).groups
+
+
+def test_the_learnt_half_can_be_replayed_without_sampling(starter, task, tmp_path):
+    source, model, config = rehearse(starter, task, tmp_path)
+    first = source.batch(0)
+    figures = []
+    # The replay's network is another one, which would sample other replies.
+    replay, _, _ = rehearse(starter, task, tmp_path, network(8, **LIVELY))
+    second = replay.batch(0)
+    assert second.figures == first.figures
+    for batch in (first, second):
+        model.zero_grad()
+        for part in batch.parts:
+            grpo.GroupObjective(config, None)(model, part)[0].backward()
+        figures.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    assert all(torch.equal(figures[0][name], figures[1][name]) for name in figures[0])
+    assert replay.state() == source.state()
+
+
+def test_interrupted_it_saves_and_goes_on_to_the_same_bits(starter, task, tmp_path):
+    whole = practise(starter, task, tmp_path / "whole", steps=5)
+    run = fp32_run(tmp_path / "cut")
+    say = run.log.step
+
+    def press(done, total=None, **figures):
+        say(done, total, **figures)
+        if done == 2:
+            run.interrupted.set()
+
+    run.log.step = press
+    with pytest.raises(Stopped, match="after step 2"):
+        practise(starter, task, tmp_path / "cut", run, steps=5)
+    with (run.scratch / grpo.SAMPLES).open("a") as file:
+        file.write('{"step": 9}\n{"st')  # what a kill after later steps would leave
+    out = practise(starter, task, tmp_path / "cut", steps=5)
+    for name in ("model.safetensors", grpo.SAMPLES):
+        assert (out.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert [row["reward"] for row in metrics(out.path)] == [row["reward"] for row in metrics(whole.path)]
+
+
+def test_spent_time_ends_the_climb_and_keeps_the_model(starter, task, tmp_path):
+    run = fp32_run(tmp_path)
+    run.limit_s = run.meter.seconds + 0.5
+    out = practise(starter, task, tmp_path, run, steps=100_000)
+    assert 0 < out.meta["steps"] < 100_000
+    assert (out.path / "model.safetensors").exists()
+
+
+def test_a_ladder_starts_at_the_taught_levels_and_skips_those_without_questions(tmp_path):
+    path = tmp_path / "own.jsonl"
+    asked = [("train", level) for level in "234"] + [("test", level) for level in "1234"]
+    rows = [{"question": f"{split} {level}", "answer": "1", "level": level, "split": split} for split, level in asked]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = load_tasks(settings({"task": str(path), "verifier": "number"}).tasks)
+    assert task.levels == ("1", "2", "3", "4")
+    assert grpo._ladder(task, 0.7).top == "2"
+    boxes = load_tasks(["boxes"])[0]
+    assert grpo._ladder(boxes, 0.7).top == boxes.trace_levels[-1]
+
+
+def test_numbers_that_do_not_fit_are_found_before_the_start(task):
+    grpo.check(settings(task))
+    with pytest.raises(TaskError, match="did you mean 'boxes'"):
+        grpo.check(settings("boxs"))
+    with pytest.raises(RecipeError, match="one number above 0 for each of the 1 tasks"):
+        grpo.check(settings(task, weights=[1.0, 2.0]))
+    with pytest.raises(RecipeError, match="learn is 7, group is 6"):
+        grpo.check(settings(task, learn=7))
+
+
+def test_only_the_most_telling_replies_are_learnt_from(starter, task, tmp_path):
+    source, _, _ = rehearse(starter, task, tmp_path, learn=2)
+    batch = source.batch(0)
+    assert batch.parts
+    for part in batch.parts:
+        assert len(part.lengths) % 2 == 0
+        values = part.advantages.split(part.lengths.tolist())
+        assert all(float(good[0]) > 0 > float(bad[0]) for good, bad in zip(values[::2], values[1::2], strict=True))
+    assert len(Rollouts.load(tmp_path / "scratch" / "rollouts" / "000000.json").groups[0].samples) == 6
