@@ -200,7 +200,7 @@ class Rehearsal:
         signal = has_signal(rewards)
         lessons = [g.only(keep) for g, keep in zip(rollouts.groups, self._picked(rewards), strict=True)]
         lessons = [g for g, teaches in zip(lessons, signal.tolist(), strict=True) if teaches]
-        parts = self._parts(lessons) if lessons else []
+        parts = self.parts(lessons) if lessons else []
         tokens = sum(part.ids.shape[1] for part in parts)
         return Batch(parts, tokens, self._figures(rollouts, rewards, int(signal.sum())), SHOWN)
 
@@ -243,7 +243,7 @@ class Rehearsal:
         level = self.ladders[name].draw(rng)
         return self._tasks[name].examples("train", level, 1, rng.getrandbits(32))[0]
 
-    def _parts(self, groups: Sequence[Group]) -> list[Part]:
+    def parts(self, groups: Sequence[Group]) -> list[Part]:
         """Groups of like length together, up to `part_tokens`."""
         rewards = torch.tensor([g.rewards for g in groups])
         advantages = group_advantages(rewards, scale=self._config.advantage == "scaled")
