@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.schoolhouse-installed
 SOURCES := src tests bench
 
-.PHONY: help setup quickstart test check fmt bench docs debian-packages
+.PHONY: help setup quickstart test check fmt bench golden docs debian-packages
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -48,5 +48,9 @@ bench: setup ## list the benchmarks; each is a command whose result lies beside 
 	@grep -lE '^"""' bench/*.py | while read -r file; do \
 		printf '  %s %s\n      %s\n' "$(BIN)/python" "$$file" "$$(sed -nE '1s/^"""([^"]*).*/\1/p' "$$file")"; done
 
-docs: setup ## check that every command and link in the documentation works
-	$(BIN)/python -m pytest tests/cli tests/unit/test_house.py
+golden: setup ## keep the curves of tiny trainings anew, after a change that means to change them
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/golden/test_curves.py
+
+docs: setup ## write docs/recipes.md anew, and check every command, symbol and link in the documentation
+	$(BIN)/python tests/recipe_keys.py
+	$(BIN)/python -m pytest tests/cli tests/unit/test_house.py tests/unit/test_papers.py
