@@ -1,0 +1,204 @@
+"""Writes docs/recipes.md from the recipe's own types, so that the page cannot differ from the program.
+
+    python tests/recipe_keys.py
+
+A key's meaning is the comment behind its line in the `Config`, or else its line in MEANINGS below. A key without
+either, and a line for a key that does not exist, are errors.
+"""
+
+import ast
+import importlib
+import inspect
+import types
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from schoolhouse.core.config import Budget, Duration, MachineConfig, Recipe, Ref, StageEntry, format_duration
+from schoolhouse.evaluate.verdict import Claim
+from schoolhouse.pipeline import STAGES
+from schoolhouse.tasks.load import BUILT_IN, TaskTable
+from schoolhouse.tasks.verify import VERIFIERS
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+HEAD = """\
+# Recipes: every key
+
+<!-- Written by `make docs` (tests/recipe_keys.py) from the program's own types. Change it there. -->
+
+A recipe is one TOML file: a few keys at the top, then a list of `[[stage]]` tables that run in their order and name one
+another. An unknown key is an error with its line and the nearest key. `--set key=value` and `--set stage.key=value`
+change one value for one run, and `--dry-run` prints all of them with what would be done:
+
+```sh
+.venv/bin/schoolhouse run recipes/own-task.toml --set seed=2 --set reasoner.lr=1e-5 --dry-run
+```
+
+A stage is made once: its artifact's id is a hash of its settings, its share of the time, its inputs and the seed.
+Change one of them, and it and whatever reads it are made anew; everything else is kept. `[machine]` is no part of it.
+
+A *duration* is written `"90s"`, `"25m"` or `"1h30m"`; a *stage* is the name of an earlier stage; a *task* is described
+at the end of the page. Paths are read from the folder in which the command is run.
+"""
+TOP = [
+    ("The recipe", Recipe, "The keys at the top of the file."),
+    ("budget", Budget, '`budget = { time = "25m" }`.'),
+    ("machine", MachineConfig, "Where the recipe runs: the only part that differs between machines."),
+    ("[[stage]]", StageEntry, "The keys that every stage has, beside its own."),
+]
+INNER = [
+    ("A task", TaskTable, f"Its name ({', '.join(f'`{name}`' for name in BUILT_IN)}), or a table with these keys."),
+    ("A claim", Claim, "What `evaluate.report` holds the exam against. The page says first whether it is met."),
+]
+MEANINGS = {
+    "Recipe.name": "names the folder of its log and report below `runs/`",
+    "Recipe.seed": "decides every random choice; another seed is another run",
+    "Recipe.budget": "what the whole recipe may spend, see below",
+    "Recipe.machine": "where it runs, see below",
+    "Recipe.stages": "at least one, see below",
+    "Budget.time": "over all stages, what they took before a resume included; none is no limit",
+    "MachineConfig.device": "`auto` takes a GPU where there is one",
+    "MachineConfig.dtype": "of weights and products; `auto` takes bfloat16 where the hardware multiplies it",
+    "MachineConfig.threads": "all cores without it",
+    "MachineConfig.watts_per_core": "of one busy core, where no energy counter can be read; 10 is assumed without it",
+    "MachineConfig.price_per_kwh": "of electricity; 0.30 is assumed without it",
+    "MachineConfig.currency": "of that price",
+    "StageEntry.name": "how later stages, `--set` and `schoolhouse chat` call it",
+    "StageEntry.run": "which stage it is: " + ", ".join(f"`{name}`" for name in STAGES),
+    "StageEntry.share": "its part of `budget.time`, 0 to 1; what is left of the whole without it",
+    "get.source": "a known name, a checkpoint folder, a `.gguf` file, or a wheel, zip or tar that holds one of them",
+    "get.sha256": "of the file that `source` is; checked",
+    "get.licence": "an SPDX id or expression, for a source that states none",
+    "get.accept_licence": "you keep to a licence that restricts use",
+    "prepare.traces.tasks": "whose easy levels are shown with worked solutions",
+    "prepare.traces.count": "conversations of each task, spread evenly over its trace levels",
+    "prepare.traces.no_think": "share of them that ask for the bare answer",
+    "train.sft.model": "the checkpoint to start from",
+    "train.sft.data": "a stage that made `conversations.jsonl`",
+    "train.sft.epochs": "times that every conversation is seen",
+    "train.sft.lr": "learning rate at its peak",
+    "train.sft.weight_decay": "of matrices; norms and biases never decay",
+    "train.sft.optimizer": "`muon` moves the layers' matrices, and AdamW the rest",
+    "train.grpo.model": "the checkpoint to start from",
+    "train.grpo.tasks": "where questions come from, and who judges the replies",
+    "train.grpo.lr": "learning rate at its peak",
+    "train.grpo.warmup": "share of the course over which the rate rises",
+    "train.grpo.floor": "share of lr at the end of its cosine",
+    "train.grpo.weight_decay": "of matrices; norms and biases never decay",
+    "train.grpo.optimizer": "`muon` moves the layers' matrices, and AdamW the rest",
+    "train.grpo.temperature": "of the sampled replies",
+    "train.grpo.max_new_tokens": "longest reply, in tokens",
+    "train.grpo.level_up": "success rate at the top level above which the next one opens",
+    "train.grpo.advantage": "`scaled` also divides by the group's standard deviation, as the first GRPO",
+    "train.grpo.clip_low": "how far below 1 a token's probability ratio still counts",
+    "train.grpo.clip_high": "how far above 1 it still counts",
+    "compress.quantize.model": "the checkpoint to make small",
+    "compress.quantize.bits": "of a weight",
+    "evaluate.exam.models": "who is examined; the first is where the others came from",
+    "evaluate.exam.tasks": "held-out questions are drawn from these",
+    "evaluate.exam.items": "questions of each task, spread over its levels",
+    "evaluate.exam.items_base": "at most so many for the first model",
+    "evaluate.exam.items_direct": "at most so many for replies without thinking",
+    "evaluate.exam.levels": 'weights by task and level, `{ boxes = { "4-3" = 3 } }`; levels not named are left out',
+    "evaluate.exam.thinking": "with thinking, without, or both",
+    "evaluate.exam.max_new_tokens": "longest reply with thinking",
+    "evaluate.exam.max_new_tokens_direct": "longest reply without",
+    "evaluate.exam.transcripts": "replies of each level that are kept in full",
+    "evaluate.report.exam": "the exam to report on",
+    "evaluate.report.runs": "stages whose curves, costs and hashes are shown",
+    "evaluate.report.claim": "what is claimed, see below; without it the page only shows",
+    "evaluate.report.title": "the page's headline",
+    "TaskTable.task": "a built-in task, a JSONL file, or a folder of them",
+    "TaskTable.verifier": "for a file: " + ", ".join(f"`{name}`" for name in VERIFIERS),
+    "TaskTable.name": "how reports call it; the file's name without it",
+    "TaskTable.format_reward": "what a well-formed reply with a wrong answer is worth",
+    "Claim.better": "the model that is said to be better",
+    "Claim.than": "its controls, of which the best counts at each level; without them the models before it in the exam",
+    "Claim.task": "at what",
+    "Claim.levels": 'points that it must gain by level, `{ "4-3" = 50 }`, the 95% intervals apart',
+    "Claim.mean_levels": "levels whose mean is compared, too",
+    "Claim.mean_points": "points that the mean must gain",
+    "Claim.also": "other tasks that must rise by more than chance",
+}  # fmt: skip
+
+
+def page() -> str:
+    """The whole page."""
+    used: set[str] = set()  # keys that exist
+    parts = [HEAD]
+    for title, model, text in TOP:
+        parts.append(_section(title, model, model.__name__, text, used))
+    for name, module_name in STAGES.items():
+        module = importlib.import_module(module_name)
+        text = inspect.getdoc(module).split("\n\n")[0].replace("\n", " ")
+        parts.append(_section(f'run = "{name}"', module.Config, name, text, used))
+    for title, model, text in INNER:
+        parts.append(_section(title, model, model.__name__, text, used))
+    assert set(MEANINGS) <= used, f"no such keys: {sorted(set(MEANINGS) - used)}"
+    return "\n".join(parts)
+
+
+def _section(title: str, model: type[BaseModel], prefix: str, text: str, used: set[str]) -> str:
+    hints = typing.get_type_hints(model, include_extras=True)
+    comments = _comments(model)
+    rows = []
+    for name, field in model.model_fields.items():
+        if prefix == "StageEntry" and name == "settings":
+            continue  # the stage's own keys, which have their own tables
+        key = f"{prefix}.{name}"
+        used.add(key)
+        meaning = comments.get(name) or MEANINGS.get(key)
+        assert meaning, f"{key} has neither a comment nor a line in MEANINGS"
+        shown = "[[stage]]" if key == "Recipe.stages" else name
+        rows.append(f"| `{shown}` | {_kind(hints[name])} | {_default(field, hints[name])} | {meaning} |")
+    return "\n".join(
+        [f"## {title}", "", text, "", "| key | takes | default | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def _comments(model: type[BaseModel]) -> dict[str, str]:
+    """Field name to the comment on its line."""
+    lines = inspect.getsource(model).splitlines()
+    body = ast.parse("\n".join(lines)).body[0].body
+    fields = [(node.target.id, lines[node.end_lineno - 1]) for node in body if isinstance(node, ast.AnnAssign)]
+    return {name: line.split("  # ", 1)[1].strip() for name, line in fields if "  # " in line}
+
+
+def _kind(hint: object) -> str:
+    """A type in the words of the page."""
+    if hint == Ref:
+        return "stage"
+    if hint == Duration:
+        return "duration"
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _kind(args[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{arg}`" for arg in args)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [_kind(arg) for arg in args if arg is not type(None)]
+        return "task" if TaskTable in args else " or ".join(kinds)
+    if origin in (list, tuple):
+        return f"list of {_kind(args[0])}".replace("of table", "of tables")
+    if origin is dict or (isinstance(hint, type) and issubclass(hint, BaseModel)):
+        return "table"
+    return {str: "text", int: "whole number", float: "number", bool: "true, false"}[hint]
+
+
+def _default(field: typing.Any, hint: object) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "must be given"
+    if value is None or isinstance(value, BaseModel) or value in ([], {}):
+        return "none"
+    if hint == Duration:
+        value = format_duration(value)
+    if isinstance(value, bool | list):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
