@@ -33,7 +33,7 @@ another. An unknown key is an error with its line and the nearest key. `--set ke
 change one value for one run, and `--dry-run` prints all of them with what would be done:
 
 ```sh
-.venv/bin/schoolhouse run recipes/own-task.toml --set seed=2 --set reasoner.lr=1e-5 --dry-run
+.venv/bin/schoolhouse run recipes/own-task.toml --set seed=2 --set rl.lr=1e-5 --dry-run
 ```
 
 A stage is made once: its artifact's id is a hash of its settings, its share of the time, its inputs and the seed.
