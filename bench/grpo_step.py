@@ -77,10 +77,14 @@ def trl(folder: Path, steps: int) -> list[float]:
     for step in range(steps):
         for example in task.examples("train", "4-3", PROMPTS, step):
             messages = task.conversation(example).messages
-            rows.append({"prompt": [{"role": m.role, "content": m.content} for m in messages], "answer": example.answer})
+            rows.append(
+                {"prompt": [{"role": m.role, "content": m.content} for m in messages], "answer": example.answer}
+            )
 
     def reward(completions, answer, **_):
-        return [float(a in c[0]["content"]) + 0.001 * i for i, (c, a) in enumerate(zip(completions, answer, strict=True))]
+        return [
+            float(a in c[0]["content"]) + 0.001 * i for i, (c, a) in enumerate(zip(completions, answer, strict=True))
+        ]
 
     class Clock(TrainerCallback):
         seconds: list[float] = []  # noqa: RUF012 - one trainer a process
@@ -93,7 +97,8 @@ def trl(folder: Path, steps: int) -> list[float]:
 
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,
-        max_completion_length=NEW_TOKENS, beta=0.0, use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=steps,
+        max_completion_length=NEW_TOKENS, beta=0.0, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        max_steps=steps,
         save_strategy="no", report_to=[], generation_kwargs={"min_new_tokens": NEW_TOKENS}, disable_tqdm=True,
         learning_rate=1e-6, shuffle_dataset=False,
     )  # fmt: skip
@@ -139,13 +144,16 @@ def main() -> None:
         table[side] = {"median_step_s": median(counted), "peak_rss_bytes": max(r["peak_rss_bytes"] for r in results)}
     speed = table["trl"]["median_step_s"] / table["ours"]["median_step_s"]
     memory = table["ours"]["peak_rss_bytes"] / table["trl"]["peak_rss_bytes"]
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "")
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
     import torch
     import trl as trl_package
 
     versions = {"torch": torch.__version__, "trl": trl_package.__version__, "python": platform.python_version()}
     result = {
-        "what": f"GRPO step {PROMPTS}x{GROUP}x{NEW_TOKENS}", "sides": table, "times_faster": speed, "memory_share": memory,
+        "what": f"GRPO step {PROMPTS}x{GROUP}x{NEW_TOKENS}", "sides": table, "times_faster": speed,
+        "memory_share": memory,
         "machine": {"cpu": cpu, "threads": 2}, "versions": versions, "raw": sides,
     }  # fmt: skip
     print(f"{speed:.2f} times as fast as TRL with {memory:.2f} of its memory")

@@ -276,7 +276,11 @@ def _describe(job: _Job, stage: PlannedStage, run: Run, draft: Draft) -> None:
 
 
 def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
-    """Return the seconds that this stage may use in all; raises `BudgetError` if none of the recipe's time is left."""
+    """Return the seconds that this stage may use in all; None for a stage without a share: it ends by itself.
+
+    What earlier stages took too long is taken from this share, so that later shares stay whole. Raises `BudgetError` if
+    none of the recipe's time is left.
+    """
     budget_s = job.plan.budget_s
     if budget_s is None:
         return None
@@ -288,7 +292,11 @@ def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
             f"be run. Grant more, for example --set budget.time={format_duration(budget_s * 2)}: what was done is "
             "kept, but a stage that has a share of the time is done anew with its larger share."
         )
-    return left_s if stage.share_s is None else min(left_s, stage.share_s)
+    if stage.share_s is None:
+        return None
+    later = job.plan.stages[job.plan.stages.index(stage) + 1 :]
+    promised_s = sum(other.share_s or 0.0 for other in later if other.name not in job.done)
+    return max(0.0, min(left_s - promised_s, stage.share_s))
 
 
 def _need_memory(stage: PlannedStage, inputs: Mapping[str, Artifact]) -> None:

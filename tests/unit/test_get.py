@@ -59,7 +59,7 @@ def test_a_folder_becomes_a_whole_checkpoint_in_bf16(tmp_path: Path, source: Pat
     assert ChatFormat.load(out.path).stop_ids
     assert out.meta["licence"] == {"id": "Apache-2.0", "restriction": None, "stated_by": "the model card"}
     assert out.meta["left_behind"] == ["notes.txt"]
-    assert out.meta["parameters"] == tiny_model().config.num_params()
+    assert out.meta["num_params"] == tiny_model().config.num_params()
     weights = hashlib.sha256((out.path / "model.safetensors").read_bytes()).hexdigest()
     assert out.meta["weights_sha256"] == {"model.safetensors": weights}
 
@@ -292,7 +292,7 @@ def a_tar(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") 
     return path
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "..\\evil", "C:\\evil", "a/.."])
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:\\evil", "a/.."])
 def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str):
     target = tmp_path / "in"
     target.mkdir()
@@ -439,7 +439,7 @@ def test_smollm2_speaks_and_equals_transformers(tmp_path: Path):
     out = get(tmp_path, "smollm2-135m-instruct")
     assert not (tmp_path / "run" / "scratch" / "source").exists()  # a hundred megabytes that nobody needs again
     assert out.meta["licence"]["id"] == "Apache-2.0"
-    assert out.meta["parameters"] == 134_515_008
+    assert out.meta["num_params"] == 134_515_008
     ours = load_model(out.path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out.path, dtype=torch.float32)
     question = Conversation((Message("user", "What is the capital of France?"),), {})

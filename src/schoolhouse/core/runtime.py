@@ -75,9 +75,10 @@ def _is_bf16_fast(device: torch.device) -> bool:
 def keep_memory() -> bool:
     """Let this process keep the memory that it once had, in large pages where the system offers them.
 
-    Training asks for and frees the same hundreds of megabytes every second. By default glibc hands each large block back
-    to the system, which zeroes it anew, page by page: 15% of a training step here, and far more in a virtual machine whose
-    host takes freed pages back (`docs/lab-log.md`, 2026-11-22). Returns False, and changes nothing, without glibc.
+    Training asks for and frees the same hundreds of megabytes every second. By default glibc hands each large block
+    back to the system, which zeroes it anew, page by page: 15% of a training step here, and far more in a virtual
+    machine whose host takes freed pages back (`docs/lab-log.md`, 2026-11-22). Returns False, and changes nothing,
+    without glibc.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

@@ -23,13 +23,13 @@ from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.tasks.load import TaskSpec, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 
 EXAM, ITEMS, TRANSCRIPTS = "exam.json", "items.jsonl", "transcripts.jsonl"
-SLOTS = 64
+SLOTS = 128
 _SAY_EVERY_S = 3.0
 
 Mode = Literal["thinking", "direct"]
@@ -51,8 +51,8 @@ class Config(StageConfig):
     items_direct: int = Field(default=200, ge=1)
     levels: dict[str, dict[str, float]] = Field(default={})
     thinking: list[bool] = Field(default=[True, False], min_length=1)
-    max_new_tokens: int = Field(default=160, ge=1)
-    max_new_tokens_direct: int = Field(default=40, ge=1)
+    max_new_tokens: int = Field(default=128, ge=1)
+    max_new_tokens_direct: int = Field(default=32, ge=1)
     transcripts: int = Field(default=3, ge=0)
 
 
@@ -82,6 +82,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     Raises Stopped after Ctrl-C; finished units are not asked again.
     """
     tasks = {task.name: task for task in load_tasks(config.tasks)}
+    for complaint in complaints(list(tasks.values())):
+        run.log.warn(complaint)
     questions = draw_questions(config, tasks, run.seed)
     modes: list[Mode] = ["thinking" if thinking else "direct" for thinking in dict.fromkeys(config.thinking)]
     names = list(dict.fromkeys(config.models))

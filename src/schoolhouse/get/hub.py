@@ -119,7 +119,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     _describe(out, origin, conversion, found)
     out.meta["left_behind"] = left
     shutil.rmtree(work)
-    run.log.info(f"{origin.title}: {out.meta['parameters']:,} parameters ready")
+    run.log.info(f"{origin.title}: {out.meta['num_params']:,} parameters ready")
 
 
 def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, Origin]:
@@ -225,5 +225,5 @@ def _describe(out: Draft, origin: Origin, conversion: str, found: Audit) -> None
         licence=asdict(found.licence) | {"stated_by": found.stated_by},
         conversion=conversion,
         weights_sha256=weights,
-        parameters=config.num_params(),
+        num_params=config.num_params(),
     )

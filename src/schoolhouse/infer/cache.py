@@ -69,7 +69,7 @@ class DecodeContext:
     def __init__(self, cache: SlotCache, lengths: Tensor) -> None:
         self.positions = lengths[:, None]  # (B, 1)
         self._cache = cache
-        self._rows = torch.arange(len(lengths))
+        self._rows = torch.arange(len(lengths), device=lengths.device)
         self._lengths = lengths
         self._bias: Tensor | None = None
 
@@ -85,11 +85,11 @@ class DecodeContext:
 
     def _make_bias(self, capacity: int, dtype: torch.dtype, window: int | None) -> Tensor:
         """(B, 1, S): 0 for the tokens of a slot's own text, its new one included."""
-        place = torch.arange(capacity)[None]
+        place = torch.arange(capacity, device=self._lengths.device)[None]
         hidden = place > self.positions
         if window is not None:
             hidden |= place <= self.positions - window
-        return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None]
 
 
 class PrefillContext:
@@ -98,11 +98,13 @@ class PrefillContext:
     lengths: tokens of each text beyond the prefix; prefix: its keys and values, or None. `kv(i)` gives what was learnt.
     """
 
-    def __init__(self, lengths: Sequence[int], prefix: KV | None, layers: int) -> None:
-        self._rows = Rows(lengths)
+    def __init__(
+        self, lengths: Sequence[int], prefix: KV | None, layers: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._rows = Rows(lengths, device)
         self._prefix = prefix
         self._known = prefix[0][0].shape[1] if prefix else 0
-        self.positions = torch.cat([torch.arange(n) for n in lengths])[None] + self._known  # (1, N)
+        self.positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) + self._known  # (1, N)
         self._lengths = list(lengths)
         self._kv: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self._bias: Tensor | None = None
@@ -115,12 +117,14 @@ class PrefillContext:
             values = torch.cat((self._prefix[layer][1].expand(len(values), -1, -1, -1), values), dim=2)
         self._kv[layer] = (keys, values)
         if self._bias is None:
-            query_at = self._known + torch.arange(self._rows.width)[:, None]
-            key_at = torch.arange(keys.shape[2])[None]
+            query_at = self._known + torch.arange(self._rows.width, device=q.device)[:, None]
+            key_at = torch.arange(keys.shape[2], device=q.device)[None]
             hidden = key_at > query_at
             if window is not None:
                 hidden |= key_at <= query_at - window
-            self._bias = torch.zeros(1, *hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+            self._bias = torch.zeros(1, *hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(
+                hidden, float("-inf")
+            )
         return self._rows.join(attend(self._rows.spread(q[0]), keys, values, self._bias, scale))[None]
 
     def kv(self, text: int) -> KV:

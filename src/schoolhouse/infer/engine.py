@@ -78,6 +78,7 @@ class Engine:
         self.model = model
         weight = model.model.norm.weight
         self._cache = SlotCache(model.config, slots, weight.dtype, weight.device)
+        self._device = weight.device
         self._slots = slots
         self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()
         self._running: list[_Text] = []
@@ -206,10 +207,10 @@ class Engine:
 
     def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
         lengths = [len(p.ids) - known for p in batch]
-        context = PrefillContext(lengths, prefix, self.model.config.num_hidden_layers)
-        ids = torch.tensor([i for p in batch for i in p.ids[known:]])[None]  # (1, N)
-        hidden = self.model.hidden(ids.to(self.model.model.norm.weight.device), context)[0]  # (N, D)
-        ends = torch.tensor(lengths).cumsum(0) - 1
+        context = PrefillContext(lengths, prefix, self.model.config.num_hidden_layers, self._device)
+        ids = torch.tensor([i for p in batch for i in p.ids[known:]], device=self._device)[None]  # (1, N)
+        hidden = self.model.hidden(ids, context)[0]  # (N, D)
+        ends = torch.tensor(lengths, device=self._device).cumsum(0) - 1
         logits = self.model.head(hidden[ends])  # (P, V)
         for i, prompt in enumerate(batch):
             prompt.kv, prompt.logits = context.kv(i), logits[i]
@@ -237,10 +238,10 @@ class Engine:
     def _decode(self) -> list[Token]:
         """One token for every running text."""
         self._cache.reserve(max(t.length for t in self._running) + 1)
-        lengths = torch.tensor([t.length for t in self._running])
-        ids = torch.tensor([[t.last] for t in self._running])  # (B, 1)
+        lengths = torch.tensor([t.length for t in self._running], device=self._device)
+        ids = torch.tensor([[t.last] for t in self._running], device=self._device)  # (B, 1)
         context = DecodeContext(self._cache, lengths)
-        hidden = self.model.hidden(ids.to(self.model.model.norm.weight.device), context)
+        hidden = self.model.hidden(ids, context)
         for text in self._running:
             text.length += 1
         return self._advance(list(self._running), self.model.head(hidden[:, 0]))

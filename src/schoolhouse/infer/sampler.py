@@ -39,7 +39,7 @@ def uniforms(seeds: Iterable[int], steps: Iterable[int]) -> Tensor:
     mask = (1 << 64) - 1
     out = []
     for seed, step in zip(seeds, steps, strict=True):
-        z = ((seed << 20) + step) * 0x9E3779B97F4A7C15 & mask
+        z = ((seed << 20) + step + 1) * 0x9E3779B97F4A7C15 & mask  # + 1: the mixer maps 0 to 0
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
         out.append(((z ^ (z >> 31)) >> 11) * 2.0**-53 + 2.0**-54)
@@ -54,6 +54,7 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     Raises ModelError if a row's logits are not numbers.
     """
     rows, words = logits.shape
+    temperature, top_p, draws = (x.to(logits.device) for x in (temperature, top_p, draws))
     greedy = temperature == 0
     blocks = -(-words // BLOCK)
     weights = torch.zeros(rows, blocks * BLOCK, dtype=torch.float32, device=logits.device)
@@ -75,14 +76,14 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     ids = _draw(by_block, sums, draws)
     if bool(greedy.any()):
         best = by_block.amax(-1).argmax(-1)
-        inside = by_block[torch.arange(rows), best].argmax(-1)
+        inside = by_block[torch.arange(rows, device=logits.device), best].argmax(-1)
         ids = torch.where(greedy, best * BLOCK + inside, ids)
     return ids, (weights.gather(1, ids[:, None]).squeeze(1) / total).log()
 
 
 def _draw(by_block: Tensor, sums: Tensor, draws: Tensor) -> Tensor:
     """Invert the cumulative weights at `draws`: first the block, then the word in it."""
-    rows = torch.arange(len(draws))
+    rows = torch.arange(len(draws), device=draws.device)
     ends = sums.double().cumsum(-1)  # (B, blocks)
     target = draws * ends[:, -1]
     block = torch.searchsorted(ends, target[:, None]).squeeze(1).clamp_(max=sums.shape[1] - 1)

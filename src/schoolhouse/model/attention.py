@@ -29,8 +29,8 @@ class Context(Protocol):
 class Causal:
     """Every row of a batch is one text from its start; a token sees itself and those before it."""
 
-    def __init__(self, batch: int, length: int) -> None:
-        self.positions = torch.arange(length).expand(batch, length)
+    def __init__(self, batch: int, length: int, device: torch.device | str = "cpu") -> None:
+        self.positions = torch.arange(length, device=device).expand(batch, length)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Context.attend`."""

@@ -35,18 +35,20 @@ class _Reorder(torch.autograd.Function):
 class Rows:
     """Texts laid end to end (N tokens) seen as padded rows (R, T), and back."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        sizes = torch.tensor(lengths, dtype=torch.int64)
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
         starts = sizes.cumsum(0) - sizes
         self.count = len(lengths)
         self.width = int(sizes.max())
         self.lengths = sizes
-        column = torch.arange(self.width)[None]
+        column = torch.arange(self.width, device=device)[None]
         inside = column < sizes[:, None]  # (R, T)
         self._to_rows = (starts[:, None] + column).where(inside, 0).flatten()  # padding repeats token 0
         self._to_flat = inside.flatten().nonzero().squeeze(1)  # (N,)
-        self._back = torch.full((inside.numel(),), len(self._to_flat))  # (R * T,); padding points behind the end
-        self._back[self._to_flat] = torch.arange(len(self._to_flat))
+        self._back = torch.full(
+            (inside.numel(),), len(self._to_flat), device=device
+        )  # (R * T,); padding points behind the end
+        self._back[self._to_flat] = torch.arange(len(self._to_flat), device=device)
 
     def spread(self, x: Tensor) -> Tensor:
         """(N, H, Dh) to (R, T, H, Dh); what lies in the padding is arbitrary."""
@@ -82,17 +84,23 @@ class Packed:
     all (none, where the prompts are whole texts). A reply sees its own prompt and itself.
     """
 
-    def __init__(self, prompts: Sequence[int], replies: Sequence[Sequence[int]] = ()) -> None:
-        self._prompts = Rows(prompts)
+    def __init__(
+        self,
+        prompts: Sequence[int],
+        replies: Sequence[Sequence[int]] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._device = device
+        self._prompts = Rows(prompts, device)
         self._prompt_tokens = sum(prompts)
         parts = [torch.arange(n) for n in prompts]
         self._group = len(replies[0]) if replies else 0
         assert all(len(r) == self._group for r in replies), "every prompt needs equally many replies"
         self._replies: Rows | None = None
         if self._group:
-            self._replies = Rows([n for row in replies for n in row])
+            self._replies = Rows([n for row in replies for n in row], device)
             parts += [p + torch.arange(n) for p, row in zip(prompts, replies, strict=True) for n in row]
-        self.positions = torch.cat(parts)[None]  # (1, N)
+        self.positions = torch.cat(parts)[None].to(device)  # (1, N)
         self._bias: dict[tuple[torch.dtype, int | None], tuple[Tensor, Tensor | None]] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -120,12 +128,12 @@ class Packed:
         """Masks of prompts (1, Tp, Tp) and of replies (P * G, Tr, Tp + Tr), made once for all layers."""
         if (dtype, window) not in self._bias:
             width = self._prompts.width
-            place = torch.arange(width)
+            place = torch.arange(width, device=self._device)
             prompt = _bias(place[None, :, None], place[None, None], None, dtype, window)
             reply = None
             if self._replies is not None:
                 starts = self._prompts.lengths.repeat_interleave(self._group)[:, None]  # (P * G, 1)
-                own = starts + torch.arange(self._replies.width)[None]  # (P * G, Tr)
+                own = starts + torch.arange(self._replies.width, device=self._device)[None]  # (P * G, Tr)
                 key_at = torch.cat((place[None].expand(len(starts), -1), own), dim=1)
                 real = torch.cat((place[None] < starts, torch.ones_like(own, dtype=torch.bool)), dim=1)
                 reply = _bias(own[:, :, None], key_at[:, None], real[:, None], dtype, window)
@@ -140,4 +148,4 @@ def _bias(query_at: Tensor, key_at: Tensor, real: Tensor | None, dtype: torch.dt
         seen = seen & (key_at > query_at - window)
     if real is not None:
         seen = seen & real
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))

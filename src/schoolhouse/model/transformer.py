@@ -98,7 +98,7 @@ class Transformer(nn.Module):
             )
         if cache is None and ids.shape[1] > room:
             raise ModelError(f"The text has {ids.shape[1]} tokens, the model's context holds {room}: shorten it.")
-        context = cache if cache is not None else Causal(*ids.shape)
+        context = cache if cache is not None else Causal(ids.shape[0], ids.shape[1], ids.device)
         return Output(self.head(self.hidden(ids, context)))
 
     def init_weights(self, generator: torch.Generator) -> None:

@@ -93,7 +93,7 @@ def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: i
     colours = rng.sample(COLOURS, len(COLOURS))
     stack, unused = tuple(colours[:boxes]), colours[boxes:]
     sentences = [f"Stack, bottom to top: {', '.join(stack)}."]
-    lines = []
+    lines = [f"start: {' '.join(stack)}"]
     for _ in range(moves):
         move = draw_move(rng, stack, unused, boxes)
         stack = apply_move(stack, move)

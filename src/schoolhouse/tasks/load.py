@@ -13,6 +13,7 @@ from schoolhouse.tasks.boxes import BoxTask
 from schoolhouse.tasks.jsonl import load_jsonl, question_files
 from schoolhouse.tasks.task import FORMAT_REWARD, Task
 from schoolhouse.tasks.verify import VERIFIERS
+from schoolhouse.text.records import BadRow
 
 BUILT_IN: dict[str, Callable[..., Task]] = {"boxes": BoxTask, "arithmetic": ArithmeticTask}
 
@@ -60,6 +61,16 @@ def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:
     if twice:
         raise TaskError(f"two tasks are called {twice[0]!r}; give one of them another name")
     return tasks
+
+
+def complaints(tasks: Sequence[Task]) -> list[str]:
+    """Return a sentence for each task whose file has rows that could not be used, with their number and the first."""
+    found = []
+    for task in tasks:
+        bad: tuple[BadRow, ...] = getattr(task, "set_aside", ())
+        if bad:
+            found.append(f"{task.name}: {len(bad)} rows were set aside, the first: {bad[0]}")
+    return found
 
 
 def fingerprint(specs: Sequence[TaskSpec]) -> str:

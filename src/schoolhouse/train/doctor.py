@@ -42,7 +42,7 @@ def _cut_off(window: Metrics) -> str | None:
     if share <= 0.1:
         return None
     return (
-        f"{share:.0%} of the replies were cut off before their answer. Raise max_new_tokens, or start on easier levels."
+        f"{share:.0%} of the replies were cut off before their answer. Raise max_new_tokens or start on easier levels."
     )
 
 
@@ -54,12 +54,12 @@ def _no_signal(window: Metrics) -> str | None:
     right = mean(window, "accuracy")
     if right > 0.9:
         return (
-            f"Only {share:.0%} of the groups have mixed rewards and {right:.0%} of the replies are right: the questions are too "
-            "easy. Add harder levels to the task, or lower level_up."
+            f"Only {share:.0%} of the groups have mixed rewards and {right:.0%} of the replies are right: "
+            "the questions are too easy. Add harder levels to the task, or lower level_up."
         )
     return (
-        f"Only {share:.0%} of the groups have mixed rewards and {right:.0%} of the replies are right: the questions are too hard "
-        "for sampling to find an answer. Start on easier levels, raise group, or give the cold start more traces."
+        f"Only {share:.0%} of the groups have mixed rewards and {right:.0%} of the replies are right: "
+        "the questions are too hard for sampling to find an answer. Start on easier levels, raise group, or give the cold start more traces."
     )
 
 
@@ -69,8 +69,8 @@ def _entropy_gone(window: Metrics) -> str | None:
     if not rows or entropy >= 0.01:
         return None
     return (
-        f"The policy's entropy is {entropy:.4f} nats a token: it says the same each time and no longer tries anything. Raise "
-        "temperature or clip_high, lower lr, or give the cold start fewer epochs."
+        f"The policy's entropy is {entropy:.4f} nats a token: it says the same each time and tries nothing. "
+        "Raise temperature or clip_high, lower lr, or give the cold start fewer epochs."
     )
 
 

@@ -29,7 +29,7 @@ from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.tasks.load import TaskSpec, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
@@ -45,7 +45,7 @@ from schoolhouse.train.policy import (
     most_telling,
     policy_loss,
 )
-from schoolhouse.train.result import keep_model
+from schoolhouse.train.result import keep_model, training_bytes
 from schoolhouse.train.rollout import Group, Rollouts, roll_out
 
 SAMPLES = "samples.jsonl"
@@ -62,13 +62,13 @@ class Config(StageConfig):
     group: int = Field(default=8, ge=2)  # replies to a question
     learn: int | None = Field(default=None, ge=2)  # of them learnt from, the best and the worst; all without it
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
-    lr: float = Field(default=2e-5, gt=0)
+    lr: float = Field(default=3e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
     floor: float = Field(default=0.3, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
-    temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=160, ge=8)
+    temperature: float = Field(default=0.8, gt=0)
+    max_new_tokens: int = Field(default=128, ge=8)
     level_up: float = Field(default=0.7, gt=0, le=1)
     advantage: Literal["centred", "scaled"] = "centred"
     per_reply: bool = False  # average within each reply first, as the first GRPO; else every token weighs the same
@@ -96,6 +96,12 @@ def check(config: Config) -> None:
 def fingerprint(config: Config) -> str:
     """Hash of the question files: edited questions are another run."""
     return tasks_fingerprint(config.tasks)
+
+
+def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
+    """Bytes that the stage takes at most, estimated: the policy's training and, with a KL term, the reference."""
+    params = inputs_meta.get(config.model, {}).get("num_params", 0)
+    return training_bytes(params, config.part_tokens) + (2 * params if config.kl > 0 else 0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def make_part(
     old = [p for g in groups for s in g.samples for p in s.logprobs]
     return Part(
         torch.tensor(ids, device=device)[None],
-        Packed([len(p) for p in prompts], [[len(reply) for reply in row] for row in replies]),
+        Packed([len(p) for p in prompts], [[len(reply) for reply in row] for row in replies], device),
         torch.tensor(sources, device=device),
         torch.tensor([i for reply in flat for i in reply], device=device),
         torch.tensor(old, device=device),
@@ -326,6 +332,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     source: Path = inputs[config.model].path
     chat = ChatFormat.load(source)
     tasks = {task.name: task for task in load_tasks(config.tasks)}
+    for complaint in complaints(list(tasks.values())):
+        run.log.warn(complaint)
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 RECENT = 64  # replies by which a level is judged
-LOOKING_BACK = 0.2  # share of prompts from the mastered levels, so that they are not forgotten
-LOOKING_AHEAD = 0.3  # share of prompts from the level above the top one: rare successes there teach most
+AHEAD = 2  # levels above the top one that are tried: their rare successes teach most
+FLOOR = 0.03  # weight of a level that teaches nothing now, so that it is neither forgotten nor given up
 
 
 class Ladder:
@@ -33,13 +33,19 @@ class Ladder:
         return self._levels[self._top]
 
     def draw(self, rng: random.Random) -> str:
-        """The level of one prompt: mostly the top one."""
-        dice = rng.random()
-        if dice < LOOKING_BACK and self._top > 0:
-            return self._levels[rng.randrange(self._top)]
-        if dice > 1 - LOOKING_AHEAD and self._top + 1 < len(self._levels):
-            return self._levels[self._top + 1]
-        return self.top
+        """The level of one prompt, by what its rewards promise to teach: their variance p(1 - p), p being its success.
+
+        Source: "learnability" of Rutherford et al., arXiv 2408.15099, section 4. Untried levels count as even odds.
+        """
+        open_levels = self._levels[: self._top + 1 + AHEAD]
+        weights = [self._promise(level) for level in open_levels]
+        return rng.choices(open_levels, weights)[0]
+
+    def _promise(self, level: str) -> float:
+        seen = self._recent[level]
+        # One success and one failure are imagined, so that few tries do not settle the matter.
+        rate = (sum(seen) + 1.0) / (len(seen) + 2.0)
+        return rate * (1.0 - rate) + FLOOR
 
     def record(self, level: str, solved: Sequence[float]) -> None:
         """Note the outcome of a group (1 solved, 0 not) and climb while the top level is mastered."""

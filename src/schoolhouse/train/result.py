@@ -12,6 +12,17 @@ from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import save_model
 from schoolhouse.train.fit import METRICS
 
+PROCESS_BYTES = 600 << 20  # torch and the interpreter
+PARAM_BYTES = 20  # bf16 weight and gradient; fp32 master, two moments and the gradient on its way to them
+ACTIVATION_SHARE = (
+    0.008  # bytes of activations a token and parameter: 1.05 MB for 135M (measured; less for larger ones)
+)
+
+
+def training_bytes(num_params: int, part_tokens: int) -> int:
+    """Memory that training takes, modelled: weights, optimizer and the activations of one part."""
+    return PROCESS_BYTES + PARAM_BYTES * num_params + int(ACTIVATION_SHARE * num_params * part_tokens)
+
 
 def keep_model(model: Transformer, like: Path, steps: int, run: Run, out: Draft) -> None:
     """Write the checkpoint with the companions of `like`, the metrics and the facts."""

@@ -24,7 +24,7 @@ from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
 from schoolhouse.text.records import read_conversations
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, fit
 from schoolhouse.train.optimizer import Kind, Optimizer
-from schoolhouse.train.result import keep_model
+from schoolhouse.train.result import keep_model, training_bytes
 
 DATA = "conversations.jsonl"
 
@@ -36,13 +36,18 @@ class Config(StageConfig):
     data: Ref
     epochs: float = Field(default=2.0, gt=0)
     batch: int = Field(default=16, ge=1)  # conversations a step
-    lr: float = Field(default=3e-5, gt=0)
+    lr: float = Field(default=1e-4, gt=0)  # right for 0.1-0.5B parameters; a tenth of it for 7B
     floor: float = Field(default=0.1, ge=0, le=1)  # share of lr at the end of its cosine
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
     max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
     part_tokens: int = Field(default=1280, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
+
+
+def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
+    """Bytes that the stage takes at most, estimated."""
+    return training_bytes(inputs_meta.get(config.model, {}).get("num_params", 0), config.part_tokens)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Pa
         targets += [row.ids[i] for i in places]
         start += len(row.ids)
     ids = torch.tensor([i for row in rows for i in row.ids], device=device)[None]  # (1, N)
-    context = Packed([len(row.ids) for row in rows])
+    context = Packed([len(row.ids) for row in rows], device=device)
     return Part(ids, context, torch.tensor(sources, device=device), torch.tensor(targets, device=device), 1.0 / learnt)
 
 
