@@ -14,9 +14,9 @@ from school.lesson import teach
 from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.train import sft
 
-# One server imports torch once; each process to kill is forked from it.
+# One server imports torch and ours once; each process to kill is forked from it.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["school.lesson"])
+PROCESSES.set_forkserver_preload(["schoolhouse.train.sft", "schoolhouse.train.grpo"])
 QUESTIONS = [f"Which box is {name}?" for name in ("first", "last", "left", "right", "top", "old", "new", "big")]
 POINTS = ("checkpoint.tensors", "checkpoint.before-rename", "checkpoint.between-renames", "checkpoint.after-rename")
 
