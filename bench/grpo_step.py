@@ -1,11 +1,12 @@
-"""Seconds and memory of one GRPO step, beside TRL's GRPOTrainer: same weights, same questions, same shape, in one run.
+"""Seconds and memory of one GRPO step, beside TRL's GRPOTrainer: same weights, questions and shape, in one run.
 
-8 prompts x 8 replies x 128 new tokens (no reply may end earlier, so that both do the same work), bf16 weights, AdamW, no
-KL term, one update a step. Each side runs in a process of its own; the two take turns; the median counts.
+8 prompts x 8 replies x 128 new tokens (no reply may end earlier, so that both do the same work), bf16 weights, AdamW,
+no KL term, one update a step. Each side runs in a process of its own; the two take turns; the median counts.
 
     python bench/grpo_step.py MODEL_FOLDER [--steps 3] [--json bench/results/grpo_step.json]
 
-needs `pip install -c constraints.txt -e '.[bench,dev]'` and a checkpoint such as `schoolhouse export base FOLDER` gives.
+needs `pip install -c constraints.txt -e '.[bench,dev]'` and a checkpoint such as `schoolhouse export base FOLDER`
+gives.
 """
 
 from __future__ import annotations

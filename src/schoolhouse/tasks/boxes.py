@@ -92,7 +92,7 @@ def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: i
     """Draw one puzzle of a level, with its worked trace if asked for."""
     colours = rng.sample(COLOURS, len(COLOURS))
     stack, unused = tuple(colours[:boxes]), colours[boxes:]
-    sentences = [f"Stack, bottom to top: {', '.join(stack)}."]
+    sentences = [f"Stack, bottom to top: {' '.join(stack)}."]
     lines = [f"start: {' '.join(stack)}"]
     for _ in range(moves):
         move = draw_move(rng, stack, unused, boxes)
@@ -102,7 +102,7 @@ def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: i
     sentences.append("What is the stack now?")
     question = " ".join(sentences)
     worked = "\n".join(lines) if trace else None
-    return Example(example_id(task, level, question), task, level, question, ", ".join(stack), worked)
+    return Example(example_id(task, level, question), task, level, question, " ".join(stack), worked)
 
 
 def same_stack(answer: str) -> Callable[[str], bool]:

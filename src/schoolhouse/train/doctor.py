@@ -32,8 +32,8 @@ def _format_never_met(window: Metrics) -> str | None:
     if share >= 0.5:
         return None
     return (
-        f"Only {share:.0%} of the replies have the form of one <think> and one <answer> block, so that right answers go "
-        "unseen. Give the cold start (train.sft) more epochs or traces."
+        f"Only {share:.0%} of the replies have the form of one <think> and one <answer>: right answers go unseen. "
+        "Give the cold start (train.sft) more epochs or traces."
     )
 
 
@@ -59,7 +59,8 @@ def _no_signal(window: Metrics) -> str | None:
         )
     return (
         f"Only {share:.0%} of the groups have mixed rewards and {right:.0%} of the replies are right: "
-        "the questions are too hard for sampling to find an answer. Start on easier levels, raise group, or give the cold start more traces."
+        "the questions are too hard for sampling to find an answer. Start on easier levels, raise group, or give the "
+        "cold start more traces."
     )
 
 

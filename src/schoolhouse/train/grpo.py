@@ -60,7 +60,7 @@ class Config(StageConfig):
     steps: int = Field(default=1000, ge=1)  # at most; the stage's time ends it sooner
     prompts: int = Field(default=16, ge=1)  # questions a step
     group: int = Field(default=8, ge=2)  # replies to a question
-    learn: int | None = Field(default=None, ge=2)  # of them learnt from, the best and the worst; all without it
+    learn: int = Field(default=4, ge=2)  # of them learnt from, the best and the worst; a smaller group whole
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=3e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
@@ -86,10 +86,6 @@ def check(config: Config) -> None:
     if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
         raise RecipeError(
             f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
-        )
-    if config.learn is not None and config.learn > config.group:
-        raise RecipeError(
-            f"learn is {config.learn}, group is {config.group}: no more can be learnt from than are sampled."
         )
 
 
@@ -212,7 +208,7 @@ class Rehearsal:
 
     def _picked(self, rewards: Tensor) -> list[list[int]]:
         """Indices of the replies of each group that are learnt from."""
-        keep = self._config.learn or self._config.group
+        keep = min(self._config.learn, self._config.group)
         picked: list[list[int]] = most_telling(rewards, keep).tolist()
         return picked
 
