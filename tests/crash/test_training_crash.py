@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from school import artifact, conversation, draft, fp32_run, metrics, write_data, write_pupil
+from school import artifact, conversation, draft, fp32_run, metrics, write_bytes, write_data, write_pupil
 from school.lesson import teach
 from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.train import sft
@@ -25,7 +25,7 @@ POINTS = ("checkpoint.tensors", "checkpoint.before-rename", "checkpoint.between-
 def school(tmp_path_factory):
     """A base, a start that knows the form of a reply, conversations and questions."""
     folder = tmp_path_factory.mktemp("school")
-    base = artifact(write_pupil(folder / "base"))
+    base = artifact(write_bytes(write_pupil(folder / "base")))
     rows = [conversation(q, colour, SYSTEM_THINKING) for q in QUESTIONS for colour in ("red", "blue")]
     data = write_data(folder / "data", rows)
     start = draft(folder / "start")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from school import artifact, conversation, draft, fp32_run, metrics, write_data, write_pupil
+from school import artifact, conversation, draft, fp32_run, metrics, write_bytes, write_data, write_pupil
 from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.train import grpo, sft
 
@@ -24,10 +24,10 @@ SFT_FIGURES, GRPO_FIGURES = ("loss", "grad_norm", "lr", "tokens"), ("reward", "l
 def curves(folder: Path) -> dict[str, dict]:
     """Twenty steps of SFT from nothing, and six of GRPO from a start that knows the form."""
     torch.set_num_threads(1)
-    base = artifact(write_pupil(folder / "base"))
+    base = artifact(write_bytes(write_pupil(folder / "base")))
     rows = [conversation(q, colour, SYSTEM_THINKING) for q in QUESTIONS for colour in ("red", "blue")]
     inputs = {"base": base, "rows": write_data(folder / "rows", rows)}
-    plain = {"model": "base", "data": "rows", "batch": 8, "lr": 1e-2, "part_tokens": 256}
+    plain = {"model": "base", "data": "rows", "batch": 8, "lr": 1e-2, "part_tokens": 512}
     first = draft(folder / "first")
     sft.run(sft.Config(**plain, epochs=10, weight_decay=0.1), inputs, fp32_run(folder / "a"), first)
     start = draft(folder / "start")
@@ -37,7 +37,17 @@ def curves(folder: Path) -> dict[str, dict]:
     questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
     task = {"task": str(questions), "verifier": "exact"}
     config = grpo.Config(
-        model="start", tasks=[task], steps=6, prompts=4, group=4, lr=1e-3, max_new_tokens=40, part_tokens=256, kl=0.1
+        model="start",
+        tasks=[task],
+        steps=6,
+        prompts=4,
+        group=4,
+        learn=4,
+        lr=1e-3,
+        temperature=1.0,
+        max_new_tokens=70,
+        part_tokens=512,
+        kl=0.1,
     )
     out = draft(folder / "out")
     grpo.run(config, {"start": artifact(start.path)}, fp32_run(folder / "c"), out)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import MachineConfig
@@ -13,7 +14,7 @@ from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import save_model
 from schoolhouse.text.records import Conversation, write_conversations
 from schoolhouse.text.reply import render_reply
-from vocabulary import write_vocabulary
+from vocabulary import CONTROL, write_vocabulary
 
 RAW = {
     "architectures": ["LlamaForCausalLM"],
@@ -48,6 +49,17 @@ def write_pupil(folder: Path, seed: int = 0, **changes: object) -> Path:
     """A whole checkpoint folder with the tests' vocabulary."""
     save_model(network(seed, **changes), folder, dtype=None)
     return write_vocabulary(folder)
+
+
+def write_bytes(folder: Path) -> Path:
+    """Put a vocabulary of bytes in the place of the one that was learnt from texts, which change with the tasks."""
+    words = [*CONTROL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(CONTROL)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def artifact(folder: Path, kind: str = "test") -> Artifact:

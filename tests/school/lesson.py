@@ -22,6 +22,6 @@ def teach(kind: str, folder: Path, start: Path, material: Path, fail_at: str = "
         task = {"task": str(material), "verifier": "exact"}
         grpo_config = grpo.Config(
             model="start", tasks=[task, "boxes"], weights=[4, 1], steps=6, prompts=3, group=4, lr=1e-3,
-            max_new_tokens=40, part_tokens=128, kl=0.1, save_every=1e-6,
+            max_new_tokens=60, part_tokens=256, kl=0.1, temperature=1.0, save_every=1e-6,
         )  # fmt: skip
         grpo.run(grpo_config, {"start": artifact(start)}, run, out)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from schoolhouse.train.ladder import LOOKING_AHEAD, LOOKING_BACK, RECENT, Ladder
+from schoolhouse.train.ladder import AHEAD, FLOOR, RECENT, Ladder
 
 LEVELS = ["one", "two", "three", "four"]
 
@@ -61,14 +61,25 @@ def test_the_last_rung_is_the_last():
 
 
 @pytest.mark.parametrize("start", LEVELS)
-def test_it_draws_open_levels_or_the_next(start):
+def test_it_draws_open_levels_and_the_next_few(start):
     ladder, rng = Ladder(LEVELS, start, 0.7), random.Random(0)
-    at = LEVELS.index(start)
-    counts = Counter(ladder.draw(rng) for _ in range(4000))
-    assert set(counts) == set(LEVELS[: at + 2])
-    below, ahead = LOOKING_BACK * (at > 0), LOOKING_AHEAD * (at + 1 < len(LEVELS))
-    assert counts[start] / 4000 == pytest.approx(1 - below - ahead, abs=0.03)
-    assert sum(counts[level] for level in LEVELS[:at]) / 4000 == pytest.approx(below, abs=0.03)
+    counts = Counter(ladder.draw(rng) for _ in range(2000))
+    drawn = LEVELS[: LEVELS.index(start) + 1 + AHEAD]
+    assert set(counts) == set(drawn)
+    assert all(n / 2000 == pytest.approx(1 / len(drawn), abs=0.05) for n in counts.values()), "all untried: all alike"
+
+
+def test_it_draws_most_where_success_is_even_and_gives_nothing_up():
+    ladder, rng = Ladder(LEVELS, "two", 0.7), random.Random(0)
+    for level, rate in (("one", 1.0), ("two", 0.5), ("three", 0.1), ("four", 0.0)):
+        ladder.record(level, outcomes(rate))
+    counts = Counter(ladder.draw(rng) for _ in range(8000))
+    rates = {"one": 65 / 66, "two": 33 / 66, "three": 7 / 66, "four": 1 / 66}  # one success and one failure imagined
+    weights = {level: p * (1 - p) + FLOOR for level, p in rates.items()}
+    for level in LEVELS:
+        assert counts[level] / 8000 == pytest.approx(weights[level] / sum(weights.values()), abs=0.02)
+    assert counts["two"] > counts["three"] > counts["one"] > 0
+    assert counts["four"] > 0
 
 
 def test_its_state_goes_round_through_json():
