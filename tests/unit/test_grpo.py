@@ -100,7 +100,7 @@ def test_the_reward_rises_where_the_right_answer_is_tried(starter, task, tmp_pat
     assert rows[0]["levels"] == {"colours": {"all": pytest.approx(rows[0]["accuracy"])}}
     samples = [json.loads(line) for line in (out.path / grpo.SAMPLES).read_text().splitlines()]
     assert [s["step"] for s in samples] == [1 + i // 2 for i in range(40)]
-    assert all("<answer>" in s["reply"] for s in samples[-5:])
+    assert any("<answer>blue</answer>" in s["reply"] for s in samples)
 
 
 def reinforce(model, groups, advantages):
