@@ -25,7 +25,7 @@ POINTS = ("checkpoint.tensors", "checkpoint.before-rename", "checkpoint.between-
 def school(tmp_path_factory):
     """A base, a start that knows the form of a reply, conversations and questions."""
     folder = tmp_path_factory.mktemp("school")
-    base = artifact(write_bytes(write_pupil(folder / "base", max_position_embeddings=512)))
+    base = artifact(write_bytes(write_pupil(folder / "base")))
     rows = [conversation(q, colour, SYSTEM_THINKING) for q in QUESTIONS for colour in ("red", "blue")]
     data = write_data(folder / "data", rows)
     start = draft(folder / "start")

@@ -25,7 +25,7 @@ RAW = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
     "initializer_range": 0.02,
 }
