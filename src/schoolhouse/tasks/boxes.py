@@ -34,20 +34,16 @@ COLOURS = (
 # Two wordings a move; both mean the same, and no wording of one move can be read as another.
 WORDINGS = {
     "top": ("Put the {c} box on top.", "Move the {c} box to the top."),
-    "bottom": ("Put the {c} box at the bottom.", "Move the {c} box to the bottom."),
-    "remove": ("Take away the {c} box.", "Remove the {c} box."),
     "remove-top": ("Take away the top box.", "Remove the top box."),
     "add": ("Add a new {c} box on top.", "Put a new {c} box on top."),
 }
 _NOTES = {
     "top": "put {c} on top",
-    "bottom": "put {c} at the bottom",
-    "remove": "take away {c}",
     "remove-top": "take away {c}",
     "add": "add {c} on top",
 }
-# Moves of boxes within the stack are drawn more often than those that only look at its top.
-_WEIGHTS = {"top": 3, "bottom": 3, "remove": 2, "remove-top": 1, "add": 2}
+# The move of a box within the stack is drawn more often than those that only look at its top.
+_WEIGHTS = {"top": 3, "remove-top": 1, "add": 1}
 _SEPARATORS = re.compile(r"[\s,;]+")
 
 
@@ -64,9 +60,7 @@ def apply_move(stack: tuple[str, ...], move: Move) -> tuple[str, ...]:
     if move.kind == "add":
         return (*stack, move.colour)
     rest = tuple(colour for colour in stack if colour != move.colour)
-    if move.kind == "top":
-        return (*rest, move.colour)
-    return (move.colour, *rest) if move.kind == "bottom" else rest
+    return (*rest, move.colour) if move.kind == "top" else rest
 
 
 def draw_move(rng: random.Random, stack: tuple[str, ...], unused: list[str], boxes: int) -> Move:
@@ -74,9 +68,9 @@ def draw_move(rng: random.Random, stack: tuple[str, ...], unused: list[str], box
 
     The stack stays within one box of `boxes`, so that a level is as hard as its name says to the last move.
     """
-    kinds = ["top", "bottom"] if len(stack) > 1 else []
+    kinds = ["top"] if len(stack) > 1 else []
     if len(stack) > 1 and len(stack) >= boxes:
-        kinds += ["remove", "remove-top"]
+        kinds.append("remove-top")
     if len(stack) <= boxes:
         kinds.append("add")
     kind = rng.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
@@ -84,8 +78,7 @@ def draw_move(rng: random.Random, stack: tuple[str, ...], unused: list[str], box
         return Move(kind, unused.pop())
     if kind == "remove-top":
         return Move(kind, stack[-1])
-    movable = {"top": stack[:-1], "bottom": stack[1:], "remove": stack}[kind]
-    return Move(kind, rng.choice(movable))
+    return Move(kind, rng.choice(stack[:-1]))
 
 
 def draw_example(rng: random.Random, task: str, level: str, boxes: int, moves: int, *, trace: bool) -> Example:

@@ -67,7 +67,7 @@ class Config(StageConfig):
     floor: float = Field(default=0.3, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
-    temperature: float = Field(default=0.8, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=128, ge=8)
     level_up: float = Field(default=0.7, gt=0, le=1)
     advantage: Literal["centred", "scaled"] = "centred"
