@@ -239,7 +239,8 @@ def _make(job: _Job, stage: PlannedStage, scratch: Path) -> Artifact:
     log = Log(stage.name, job.folder / "log.jsonl")
     meter = Meter(recipe.machine, scratch / "meter.json")
     limit_s = _limit_s(job, stage, meter.seconds)
-    run = Run(stage.name, recipe.seed, scratch, log, meter, recipe.machine, limit_s, job.interrupted)
+    has_share = stage.share_s is not None
+    run = Run(stage.name, recipe.seed, scratch, log, meter, recipe.machine, limit_s, has_share, job.interrupted)
     log.seconds_left = run.seconds_left
     inputs = {name: job.done[name] for name in stage.inputs}
     _need_memory(stage, inputs)
@@ -276,9 +277,9 @@ def _describe(job: _Job, stage: PlannedStage, run: Run, draft: Draft) -> None:
 
 
 def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
-    """Return the seconds that this stage may use in all; None for a stage without a share: it ends by itself.
+    """Return the seconds that this stage may use in all.
 
-    What earlier stages took too long is taken from this share, so that later shares stay whole. Raises `BudgetError` if
+    What earlier stages took too long is taken from this one, so that later shares stay whole. Raises `BudgetError` if
     none of the recipe's time is left.
     """
     budget_s = job.plan.budget_s
@@ -292,11 +293,10 @@ def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
             f"be run. Grant more, for example --set budget.time={format_duration(budget_s * 2)}: what was done is "
             "kept, but a stage that has a share of the time is done anew with its larger share."
         )
-    if stage.share_s is None:
-        return None
     later = job.plan.stages[job.plan.stages.index(stage) + 1 :]
     promised_s = sum(other.share_s or 0.0 for other in later if other.name not in job.done)
-    return max(0.0, min(left_s - promised_s, stage.share_s))
+    free_s = max(0.0, left_s - promised_s)
+    return free_s if stage.share_s is None else min(free_s, stage.share_s)
 
 
 def _need_memory(stage: PlannedStage, inputs: Mapping[str, Artifact]) -> None:

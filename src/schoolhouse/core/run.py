@@ -24,6 +24,8 @@ class Run:
 
     `scratch` is kept until the stage's artifact exists: what a stage needs to go on after a kill lies there.
     `limit_s` says how many seconds this stage may use in all, those before a resume included; `None` is no limit.
+    `has_share` says whether that is the stage's own share, which it fills and ends with, or what the whole recipe has
+    left: a result that this cut short would pass for a whole one.
     """
 
     stage: str
@@ -33,6 +35,7 @@ class Run:
     meter: Meter
     machine: MachineConfig = field(default_factory=MachineConfig)
     limit_s: float | None = None
+    has_share: bool = True
     interrupted: threading.Event = field(default_factory=threading.Event)
 
     @functools.cached_property

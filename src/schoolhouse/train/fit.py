@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from schoolhouse.core.errors import Stopped, TrainError
+from schoolhouse.core.errors import BudgetError, Stopped, TrainError
 from schoolhouse.core.run import Run
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
@@ -73,7 +73,8 @@ def fit(
     """Train until the course, the source or the stage's time ends; returns the number of steps.
 
     Resumes from the checkpoint in `run.scratch` and writes one every `course.save_every_s`, on an interrupt and at the
-    end. Each step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, TrainError when the loss is
+    end. Each step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, BudgetError when the
+    recipe's time is spent in a stage without a share, TrainError when the loss is
     not a number.
     """
     folder, metrics = run.scratch / "checkpoint", run.scratch / METRICS
@@ -84,6 +85,12 @@ def fit(
         if reason == "interrupted":
             _save(folder, done, source, optimizer)
             raise Stopped(f"Stopped after step {done} of {run.stage}; the same command goes on from there.")
+        if reason == "budget" and not run.has_share:
+            _save(folder, done, source, optimizer)
+            raise BudgetError(
+                f"The time of the recipe ran out after step {done} of {run.stage}, which has no share of its own. "
+                "Grant more (--set budget.time=...): the same command goes on from there."
+            )
         if reason == "budget":
             break
         batch = source.batch(done)
@@ -95,7 +102,7 @@ def fit(
         with metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
         shown = {name: figures[name] for name in (*batch.shown, "loss", "tok_s") if name in figures}
-        run.log.step(done, course.steps if run.seconds_left() is None else None, **shown)
+        run.log.step(done, None if run.has_share and run.seconds_left() is not None else course.steps, **shown)
         if time.monotonic() - saved_at >= course.save_every_s:
             _save(folder, done, source, optimizer)
             saved_at = time.monotonic()
@@ -134,7 +141,7 @@ def _step(
 def _lr(course: Course, done: int, run: Run) -> float:
     """By steps or by time, whichever brings the end sooner."""
     progress = done / course.steps
-    left = run.seconds_left()
+    left = run.seconds_left() if run.has_share else None
     if left is not None:
         progress = max(progress, run.meter.seconds / max(run.meter.seconds + left, 1e-9))
     return learning_rate(course.lr, progress, warmup=course.warmup, floor=course.floor)
