@@ -253,6 +253,10 @@ def _make(job: _Job, stage: PlannedStage, scratch: Path) -> Artifact:
         finally:
             meter.save()
         _describe(job, stage, run, draft)
+    if "runtime" in vars(run):
+        from schoolhouse.core.runtime import release_memory
+
+        release_memory()
     artifact = job.store.get(stage.id)
     assert artifact is not None, "create() leaves an artifact behind or raises"
     job.made.add(stage.name)

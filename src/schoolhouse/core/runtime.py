@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import hashlib
 import platform
 from dataclasses import dataclass
@@ -100,3 +101,10 @@ def keep_memory() -> bool:
         libc.madvise(first, (size - page) // page * page, huge)
         libc.free(start)
     return True
+
+
+def release_memory() -> None:
+    """Give back what `keep_memory` kept, between two stages: the next one has other sizes, and its own peak to show."""
+    gc.collect()
+    if keep_memory():
+        ctypes.CDLL(None).malloc_trim(0)

@@ -41,7 +41,7 @@ class Config(StageConfig):
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
     max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
-    part_tokens: int = Field(default=1280, ge=64)  # computed at once; sets the memory of the activations
+    part_tokens: int = Field(default=768, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
 
 
