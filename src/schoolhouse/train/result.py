@@ -14,9 +14,7 @@ from schoolhouse.train.fit import METRICS
 
 PROCESS_BYTES = 600 << 20  # torch and the interpreter
 PARAM_BYTES = 20  # bf16 weight and gradient; fp32 master, two moments and the gradient on its way to them
-ACTIVATION_SHARE = (
-    0.008  # bytes of activations a token and parameter: 1.05 MB for 135M (measured; less for larger ones)
-)
+ACTIVATION_SHARE = 0.008  # bytes of activations a token and parameter: 1.05 MB a token for 135M, measured
 
 
 def training_bytes(num_params: int, part_tokens: int) -> int:
