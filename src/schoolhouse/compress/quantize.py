@@ -1,4 +1,4 @@
-"""The stage `compress.quantize`: a checkpoint's linear layers as int8, in a folder that transformers and vLLM load.
+"""The stage `compress.quantize`: a checkpoint's linear layers as int8, in a folder that transformers loads.
 
 Round to nearest with one scale a row needs no calibration data, and for 8 bits nothing better is worth its time. The
 embedding and the head tied to it stay as they are: other programs read a tied pair only so.

@@ -137,7 +137,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
-    """The `config.json` that transformers, vLLM and llama.cpp read for this config, in the classic keys.
+    """The `config.json` that transformers reads for this config, in the classic keys.
 
     Raises ModelError if the config has a switch that its family cannot express.
     """

@@ -1,7 +1,7 @@
 """Linear layers whose weights are stored as int8 with one scale a row: `w = q * scale`, q in -127..127.
 
 On disk this is compressed-tensors' `pack-quantized` format (`weight_packed`, `weight_scale`, `weight_shape`), which
-transformers and vLLM read as 8-bit weights with 16-bit activations. In memory the weights stay int8 as long as few rows
+transformers reads as 8-bit weights with 16-bit activations. In memory the weights stay int8 as long as few rows
 pass at a time; see `QuantLinear.forward`. For inference only.
 
 Source: vllm-project/compressed-tensors 0.20, `compressors/pack_quantized`.

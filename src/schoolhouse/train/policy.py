@@ -14,7 +14,7 @@ def group_advantages(rewards: Tensor, *, scale: bool = False, eps: float = 1e-4)
     rewards: (P, G) float32, one row a prompt. Returns (P, G); every row sums to 0. `scale` divides a row by its
     standard deviation as the first GRPO did; without it prompts that are nearly always or never solved are not blown
     up. Raises TrainError if G < 2: a group of one has no baseline.
-    Source: arXiv 2402.03300 eq. 3; arXiv 2503.20783, 3.1.
+    Source: arXiv 2402.03300, section 4.1; arXiv 2503.20783, 3.1.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).tolist()
     [[0.5, -0.5, -0.5, 0.5]]
