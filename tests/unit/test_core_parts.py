@@ -257,12 +257,20 @@ class TestRun:
         run.interrupted.set()
         assert run.should_stop() == "interrupted"
 
-    def test_random_numbers_depend_on_seed_and_names_only(self, tmp_path):
-        def draw(seed, *names):
-            return Run.for_tests(tmp_path, seed).runtime.generator(*names).initial_seed()
-
-        assert draw(1, "order", 3) == draw(1, "order", 3)
-        assert len({draw(1, "order", 3), draw(2, "order", 3), draw(1, "order", 4), draw(1, "sample", 3)}) == 4
+    def test_memory_is_kept_within_a_stage_and_given_back_after_it(self):
+        program = (
+            "import psutil, torch\n"
+            "from schoolhouse.core.runtime import keep_memory, release_memory\n"
+            "kept = keep_memory()\n"
+            "held = lambda: psutil.Process().memory_info().rss\n"
+            "ballast = torch.ones(100_000_000)\n"
+            "full = held()\n"
+            "del ballast\n"
+            "assert not kept or held() > full - 50_000_000, 'kept'\n"
+            "release_memory()\n"
+            "assert not kept or held() < full - 300_000_000, 'given back'\n"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True)
 
     def test_a_missing_gpu_is_said(self):
         import torch

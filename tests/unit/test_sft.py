@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from school import LIVELY, artifact, conversation, draft, fp32_run, metrics, network, write_data, write_pupil
-from schoolhouse.core.errors import DataError, Stopped, TrainError
+from schoolhouse.core.errors import BudgetError, DataError, Stopped, TrainError
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.weights import load_model
@@ -181,6 +181,42 @@ def test_spent_time_ends_the_course_and_keeps_the_model(pupil, tmp_path):
     assert (out.path / "model.safetensors").exists()
     rates = [row["lr"] for row in metrics(out.path)]
     assert rates[-1] < 0.5 * max(rates), "the rate's course knows how much time is left"
+
+
+def test_what_the_recipe_has_left_never_cuts_a_stage_without_a_share(pupil, tmp_path):
+    run = fp32_run(tmp_path)
+    run.limit_s, run.has_share = 0.0, False
+    with pytest.raises(BudgetError, match=r"no share of its own.*Grant more"):
+        teach(pupil, tmp_path, run=run)
+    assert (run.scratch / "checkpoint" / "state.json").exists()
+    run.limit_s = 1000.0
+    out = teach(pupil, tmp_path, run=run)
+    assert out.meta["steps"] == 30
+
+
+def test_the_usual_system_message_goes_with_the_model(pupil, tmp_path):
+    out = teach(pupil, tmp_path, epochs=1)
+    assert (out.path / "system_prompt.txt").read_text().strip() == SYSTEM_THINKING
+
+
+def test_texts_beyond_the_context_are_refused(pupil, tmp_path):
+    long = conversation("Why? " * 600, "so", SYSTEM_THINKING)
+    with pytest.raises(DataError, match="context holds"):
+        sft.run(
+            sft.Config(**TEACHING | {"max_tokens": 100_000}),
+            inputs(pupil, tmp_path, [long]), fp32_run(tmp_path), draft(tmp_path / "out"),
+        )  # fmt: skip
+
+
+def test_the_memory_that_is_said_beforehand_grows_with_the_model_and_the_part():
+    config = sft.Config(**TEACHING)
+    needed = sft.memory_bytes(config, {"base": {"num_params": 134_515_008}})
+    assert 3.5 < needed / 2**30 < 4.5  # 4.2 GiB measured for SmolLM2-135M, docs/lab-log.md
+    assert sft.memory_bytes(config, {"base": {"num_params": 10**9}}) > 5 * needed
+    assert (
+        sft.memory_bytes(sft.Config(**TEACHING | {"part_tokens": 4096}), {"base": {"num_params": 10**9}}) > 20 * 10**9
+    )
+    assert sft.memory_bytes(config, {}) > 0
 
 
 def test_a_run_without_any_time_gives_the_model_back(pupil, tmp_path):

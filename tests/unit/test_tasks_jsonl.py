@@ -5,7 +5,7 @@ import json
 import pytest
 
 from schoolhouse.core.errors import DataError, TaskError
-from schoolhouse.tasks.load import TaskTable, fingerprint, load_task, load_tasks
+from schoolhouse.tasks.load import TaskTable, complaints, fingerprint, load_task, load_tasks
 from schoolhouse.tasks.task import Task, split_of
 
 
@@ -76,6 +76,9 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path):
     assert len(reasons) == len(words)
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
     assert task.set_aside[0].line == 101
+    assert complaints([task, load_task("boxes")]) == [
+        f"{task.name}: {len(reasons)} rows were set aside, the first: {task.set_aside[0]}"
+    ]
 
 
 def test_a_folder_of_files(tmp_path):

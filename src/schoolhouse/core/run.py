@@ -43,7 +43,7 @@ class Run:
         """Device, number type and threads; found out at first use, for a stage that never computes needs no torch."""
         from schoolhouse.core.runtime import Runtime
 
-        runtime = Runtime.detect(self.machine, self.seed)
+        runtime = Runtime.detect(self.machine)
         if runtime.device.type == "cuda":
             self.meter.count_gpu()
         return runtime

@@ -1,9 +1,8 @@
-"""The machine as a stage sees it: device, number type, threads, and random numbers by name."""
+"""The machine as a stage sees it: device, number type and threads."""
 
 import ctypes
 import functools
 import gc
-import hashlib
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     threads: int
-    seed: int = 0
 
     @classmethod
-    def detect(cls, machine: MachineConfig | None = None, seed: int = 0) -> "Runtime":
+    def detect(cls, machine: MachineConfig | None = None) -> "Runtime":
         """Choose device, number type and threads for this machine, and set torch's threads.
 
         Raises `MachineError` if the recipe asks for a GPU and there is none.
@@ -44,12 +42,7 @@ class Runtime:
             dtype = getattr(torch, machine.dtype)
         threads = machine.threads or usable_cores()
         torch.set_num_threads(threads)
-        return cls(device, dtype, threads, seed)
-
-    def generator(self, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return a random generator that depends only on the seed and `names`, so that a resumed run repeats it."""
-        digest = hashlib.sha256(repr((self.seed, names)).encode()).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+        return cls(device, dtype, threads)
 
     def describe(self) -> dict[str, str | int]:
         """Return the facts that an artifact's manifest keeps."""

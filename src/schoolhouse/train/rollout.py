@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from schoolhouse.core.errors import DataError
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.tasks.task import Example, Task
@@ -66,10 +67,16 @@ class Rollouts:
 
     @classmethod
     def load(cls, path: Path) -> Rollouts:
-        """Read what `save` wrote."""
-        held = json.loads(path.read_text(encoding="utf-8"))
-        groups = [Group(**{**g, "samples": [Sample(**s) for s in g["samples"]]}) for g in held["groups"]]
-        return cls(groups, held["seconds"])
+        """Read what `save` wrote. Raises DataError for a file that was damaged."""
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            groups = [Group(**{**g, "samples": [Sample(**s) for s in g["samples"]]}) for g in held["groups"]]
+            return cls(groups, held["seconds"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"The rollouts in {path} cannot be read ({error}): delete the file, "
+                "and the same command samples them anew."
+            ) from None
 
 
 def roll_out(

@@ -170,6 +170,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     rows = render_all(inputs[config.data], ChatFormat.load(source), config.max_tokens)
     system = usual_system(inputs[config.data])
     model = load_model(source, run.runtime.dtype, run.runtime.device)
+    longest, room = max(len(r.ids) for r in rows), model.config.max_position_embeddings
+    if longest > room:
+        raise DataError(
+            f"The longest conversation has {longest} tokens, the model's context holds {room}: cut the text."
+        )
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     batches = Conversations(rows, config, run)
     share = sum(sum(r.loss_mask) for r in rows) / sum(len(r.ids) for r in rows)
