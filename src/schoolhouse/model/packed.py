@@ -16,8 +16,11 @@ from torch import Tensor
 from schoolhouse.kernels.attention import attend
 
 
-class _Reorder(torch.autograd.Function):
-    """Take rows by an index whose inverse is known: both ways are a gather, never a scattered sum."""
+class _Take(torch.autograd.Function):
+    """Take rows by an index whose inverse is known: both ways are a gather, never a scattered sum.
+
+    Where the inverse names row `len(index)`, the gradient is zero: that row of the input was not taken.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
@@ -27,8 +30,10 @@ class _Reorder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Rows of padding carry no gradient: nothing outside reads them."""
+        """Each row gets the gradient of the place where it went."""
         (inverse,) = ctx.saved_tensors
+        if len(inverse) > len(grad):  # rows were dropped
+            grad = torch.cat((grad, grad.new_zeros(1, grad.shape[1])))
         return grad.index_select(0, inverse), None, None
 
 
@@ -45,36 +50,18 @@ class Rows:
         inside = column < sizes[:, None]  # (R, T)
         self._to_rows = (starts[:, None] + column).where(inside, 0).flatten()  # padding repeats token 0
         self._to_flat = inside.flatten().nonzero().squeeze(1)  # (N,)
-        self._back = torch.full(
-            (inside.numel(),), len(self._to_flat), device=device
-        )  # (R * T,); padding points behind the end
+        # (R * T,); padding points behind the end
+        self._back = torch.full((inside.numel(),), len(self._to_flat), device=device)
         self._back[self._to_flat] = torch.arange(len(self._to_flat), device=device)
 
     def spread(self, x: Tensor) -> Tensor:
         """(N, H, Dh) to (R, T, H, Dh); what lies in the padding is arbitrary."""
-        out = _Reorder.apply(x.flatten(1), self._to_rows, self._to_flat)
+        out = _Take.apply(x.flatten(1), self._to_rows, self._to_flat)
         return out.view(self.count, self.width, *x.shape[1:])
 
     def join(self, x: Tensor) -> Tensor:
         """(R, T, H, Dh) to (N, H, Dh), the inverse of `spread`."""
-        return _Pick.apply(x.flatten(0, 1).flatten(1), self._to_flat, self._back).view(-1, *x.shape[2:])
-
-
-class _Pick(torch.autograd.Function):
-    """Drop the rows of padding; on the way back they get zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        """x: (R * T, C) to (N, C)."""
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Index N names a row of zeros."""
-        (inverse,) = ctx.saved_tensors
-        zero = grad.new_zeros(1, grad.shape[1])
-        return torch.cat((grad, zero)).index_select(0, inverse), None, None
+        return _Take.apply(x.flatten(0, 1).flatten(1), self._to_flat, self._back).view(-1, *x.shape[2:])
 
 
 class Packed:

@@ -73,9 +73,8 @@ def fit(
     """Train until the course, the source or the stage's time ends; returns the number of steps.
 
     Resumes from the checkpoint in `run.scratch` and writes one every `course.save_every_s`, on an interrupt and at the
-    end. Each step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, BudgetError when the
-    recipe's time is spent in a stage without a share, TrainError when the loss is
-    not a number.
+    end. Each step is a line in `metrics.jsonl` there. Raises Stopped after an interrupt, BudgetError when the recipe's
+    time is spent in a stage without a share, TrainError when the loss is not a number.
     """
     folder, metrics = run.scratch / "checkpoint", run.scratch / METRICS
     done = _resume(folder, metrics, source, optimizer)
