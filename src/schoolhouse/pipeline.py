@@ -283,8 +283,8 @@ def _describe(job: _Job, stage: PlannedStage, run: Run, draft: Draft) -> None:
 def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
     """Return the seconds that this stage may use in all.
 
-    What earlier stages took too long is taken from this one, so that later shares stay whole. Raises `BudgetError` if
-    none of the recipe's time is left.
+    A share gives way to stages that took long before it and to the shares after it; a stage without a share takes what
+    it needs. Raises `BudgetError` if none of the recipe's time is left.
     """
     budget_s = job.plan.budget_s
     if budget_s is None:
@@ -297,10 +297,11 @@ def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:
             f"be run. Grant more, for example --set budget.time={format_duration(budget_s * 2)}: what was done is "
             "kept, but a stage that has a share of the time is done anew with its larger share."
         )
+    if stage.share_s is None:
+        return left_s
     later = job.plan.stages[job.plan.stages.index(stage) + 1 :]
     promised_s = sum(other.share_s or 0.0 for other in later if other.name not in job.done)
-    free_s = max(0.0, left_s - promised_s)
-    return free_s if stage.share_s is None else min(free_s, stage.share_s)
+    return min(max(0.0, left_s - promised_s), stage.share_s)
 
 
 def _need_memory(stage: PlannedStage, inputs: Mapping[str, Artifact]) -> None:

@@ -152,9 +152,30 @@ def test_ctrl_c_stops_the_exam(candidates, tmp_path):
         exam.run(make_config(), candidates, run, Draft(tmp_path, {}))
 
 
-def test_spent_time_does_not_cut_the_exam_but_is_said(candidates, tmp_path, capfd):
+def test_short_time_means_fewer_questions_of_every_kind_and_is_said(candidates, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(exam, "SLOTS", 16)
     run = Run.for_tests(tmp_path)
     run.limit_s = 0.0
+    out = Draft(tmp_path / "out", {})
+    out.path.mkdir()
+    exam.run(make_config(items=40), candidates, run, out)
+    summary = json.loads((out.path / exam.EXAM).read_text())
+    cut = {(row["model"], row["mode"]): (row["answered"], row["of"]) for row in summary["cut"]}
+    assert cut["rl", "thinking"] == (16, 80), "the first batch and no more"
+    rows = [r for r in lines(out.path / exam.ITEMS) if r["model"] == "rl" and r["mode"] == "thinking"]
+    assert len(rows) == 16
+    assert {r["task"] for r in rows} == {"boxes", "arithmetic"}, "any beginning has its part of everything"
+    assert "time for 16 of 80 questions only" in capfd.readouterr().err
+
+
+def test_a_whole_exam_was_not_cut(candidates, tmp_path):
+    out = sit(make_config(), candidates, tmp_path)
+    assert json.loads((out.path / exam.EXAM).read_text())["cut"] == []
+
+
+def test_what_the_recipe_has_left_does_not_cut_the_exam_but_is_said(candidates, tmp_path, capfd):
+    run = Run.for_tests(tmp_path)
+    run.limit_s, run.has_share = 0.0, False
     out = Draft(tmp_path / "out", {})
     out.path.mkdir()
     exam.run(make_config(models=["base"], thinking=[False]), candidates, run, out)
@@ -170,7 +191,7 @@ def test_spread_gives_out_every_item_and_is_fair(items, weights):
     assert all(abs(counts[k] - items * w / sum(weights)) < 1 for k, w in named.items())
 
 
-def test_questions_come_from_the_test_split_and_hardest_first():
+def test_questions_come_from_the_test_split_and_are_mixed():
     config = make_config(levels={})
     tasks = {t.name: t for t in load_tasks(config.tasks)}
     drawn = exam.draw_questions(config, tasks, seed=3)
@@ -179,8 +200,10 @@ def test_questions_come_from_the_test_split_and_hardest_first():
         known = {e.question for e in tasks["boxes"].examples("train", level, 300, 3)}
         assert known.isdisjoint(e.question for e in examples)
     order = [e.level for e in exam._share_of(config, tasks, drawn, "thinking", is_base=False) if e.task == "boxes"]
-    assert order[0] == "6-6"
-    assert order[-1] == "2-1"
+    first = [level for level in dict.fromkeys(order) if order.count(level) == order.count(order[0])]
+    assert first == sorted(first, key=tasks["boxes"].levels.index, reverse=True), "of those due the harder comes first"
+    half = order[: len(order) // 2]
+    assert all(abs(half.count(level) - order.count(level) / 2) <= 1 for level in tasks["boxes"].levels)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def write_exam(draft: Draft, ids: dict[str, str], per_level: int = 50) -> None:
                             transcripts.append(row | story(model, correct))
     summary = {
         "seed": 1,
+        "cut": [{"model": "rl", "mode": "thinking", "answered": 300, "of": 500}],
         "split": "test",
         "decoding": "greedy",
         "max_new_tokens": {"thinking": 160, "direct": 40},
@@ -229,6 +230,7 @@ def test_a_held_claim_is_the_headline(stages, tmp_path, capsys):
     page = Page(source)
     assert "The claim holds" in page.text
     assert "FAILED" not in page.text
+    assert "The time was short: rl, thinking, answered 300 of 500 questions." in page.text
     facts = json.loads((out.path / report.REPORT_JSON).read_text())
     assert facts["verdict"]["met"] is True
     assert [check["met"] for check in facts["verdict"]["checks"]] == [True] * 4

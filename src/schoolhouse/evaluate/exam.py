@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,15 +89,20 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     modes: list[Mode] = ["thinking" if thinking else "direct" for thinking in dict.fromkeys(config.thinking)]
     names = list(dict.fromkeys(config.models))
     results: dict[str, dict[Mode, list[dict[str, Any]]]] = {}
+    units: list[_Unit] = []
     for number, name in enumerate(names):
         candidate = _Candidate(name, inputs[name].path, run)
         for mode in modes:
             examples = _share_of(config, tasks, questions, mode, is_base=number == 0)
-            results.setdefault(name, {})[mode] = _unit(config, tasks, candidate, mode, examples, run)
+            units.append(_Unit(candidate, mode, examples, _limit(config, mode)))
+    for number, unit in enumerate(units):
+        rows = _verdicts(config, tasks, unit, _until(units[number:], run), run)
+        results.setdefault(unit.candidate.name, {})[unit.mode] = rows
     rows = [row for by_mode in results.values() for rows in by_mode.values() for row in rows]
     _write_lines(out.path / ITEMS, ({k: v for k, v in row.items() if k not in _TEXTS} for row in rows))
     _write_lines(out.path / TRANSCRIPTS, (row for row in rows if "reply" in row))
     summary = summarize(config, tasks, results, run.seed) | {"artifacts": {n: inputs[n].id for n in names}}
+    summary["cut"] = [cut for unit in units if (cut := _cut(unit, results[unit.candidate.name][unit.mode]))]
     (out.path / EXAM).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     out.meta |= {"items": len(rows), "models": names, "runtime": run.runtime.describe()}
 
@@ -136,14 +142,19 @@ def _share_of(
     mode: Mode,
     is_base: bool,
 ) -> list[Example]:
-    """The questions of one unit: the first of each level, the hardest levels first, whose replies are the longest."""
+    """The questions of one unit: the first of each level, mixed so that any beginning has its part of every level.
+
+    Where two are due the harder one comes first, for its reply is the longer.
+    """
     items = config.items if mode == "thinking" else min(config.items, config.items_direct)
     items = min(items, config.items_base) if is_base else items
-    chosen = []
+    due: list[tuple[float, int, str, Example]] = []
     for name, task in tasks.items():
         counts = spread(items, _weights(config, task))
-        chosen.append([e for level in reversed(task.levels) for e in questions[name].get(level, [])[: counts[level]]])
-    return [example for part in sorted(chosen, key=lambda part: -len(part)) for example in part]
+        for rank, level in enumerate(task.levels):
+            asked = questions[name].get(level, [])[: counts[level]]
+            due += [((place + 0.5) / len(asked), -rank, name, e) for place, e in enumerate(asked)]
+    return [example for *_, example in sorted(due, key=lambda row: row[:3])]
 
 
 class _Candidate:
@@ -161,21 +172,58 @@ class _Candidate:
         return self._loaded
 
 
-def _unit(
-    config: Config, tasks: Mapping[str, Task], candidate: _Candidate, mode: Mode, examples: list[Example], run: Run
+@dataclass(frozen=True)
+class _Unit:
+    """All questions of one model in one mode, and the most tokens that a reply may have."""
+
+    candidate: _Candidate
+    mode: Mode
+    examples: list[Example]
+    most_tokens: int
+
+    @property
+    def work(self) -> int:
+        """Tokens that it may take at most: by it the time of the exam is divided."""
+        return len(self.examples) * self.most_tokens
+
+
+def _cut(unit: _Unit, rows: Sequence[object]) -> dict[str, Any] | None:
+    """How many of a unit's questions were answered, where not all were."""
+    if len(rows) == len(unit.examples):
+        return None
+    return {"model": unit.candidate.name, "mode": unit.mode, "answered": len(rows), "of": len(unit.examples)}
+
+
+def _limit(config: Config, mode: Mode) -> int:
+    return config.max_new_tokens if mode == "thinking" else config.max_new_tokens_direct
+
+
+def _until(units: Sequence[_Unit], run: Run) -> float | None:
+    """When the first of the units that are still to come has used its part of the exam's share of the time."""
+    left = run.seconds_left() if run.has_share else None
+    if left is None:
+        return None
+    return time.monotonic() + left * units[0].work / max(1, sum(unit.work for unit in units))
+
+
+def _verdicts(
+    config: Config, tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run
 ) -> list[dict[str, Any]]:
-    """One model's verdicts in one mode, from disk if they lie there."""
+    """A unit's verdicts, from disk if they lie there."""
+    candidate, mode = unit.candidate, unit.mode
     path = run.scratch / f"{candidate.name}.{mode}.json"
     if path.exists():
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return rows
-    if run.seconds_left() == 0:
-        run.log.warn("the time is spent; the exam goes on all the same, for without all of its items it proves nothing")
-    completions = _ask(config, tasks, candidate, mode, examples, run)
+    if until is None and run.seconds_left() == 0:
+        run.log.warn("the time is spent; the exam goes on all the same, for it has no share that could cut it short")
+    completions = _ask(tasks, unit, until, run)
+    if len(completions) < len(unit.examples):
+        run.log.warn(f"{candidate.name}, {mode}: time for {len(completions)} of {len(unit.examples)} questions only")
     chat = candidate.load()[1]
     kept: dict[tuple[str, str], int] = {}
     rows = []
-    for example, completion in zip(examples, completions, strict=True):
+    for example, completion in completions:
         row = _judged(tasks[example.task], example, completion, chat, mode) | {"model": candidate.name}
         place = (example.task, example.level)
         kept[place] = kept.get(place, 0) + 1
@@ -188,37 +236,42 @@ def _unit(
     return rows
 
 
-def _ask(
-    config: Config, tasks: Mapping[str, Task], candidate: _Candidate, mode: Mode, examples: list[Example], run: Run
-) -> list[Completion]:
-    """Put all questions to the engine at once, so that it is never half empty until the very end."""
+def _ask(tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run) -> list[tuple[Example, Completion]]:
+    """Put all questions to the engine at once, so that it is never half empty until the very end.
+
+    `until` is when no further question is begun; those of the first batch always are.
+    """
+    candidate, mode, examples = unit.candidate, unit.mode, unit.examples
     model, chat = candidate.load()
     prompts = [chat.prompt(tasks[e.task].conversation(e, mode == "thinking")) for e in examples]
-    most = config.max_new_tokens if mode == "thinking" else config.max_new_tokens_direct
-    sampling = Sampling(max_new_tokens=most, temperature=0.0, stop_ids=chat.stop_ids)
+    sampling = Sampling(max_new_tokens=unit.most_tokens, temperature=0.0, stop_ids=chat.stop_ids)
     engine = Engine(model, slots=SLOTS)
     with run.meter.phase(f"{candidate.name} {mode}"):
         places = {engine.submit(ids, sampling): place for place, ids in enumerate(prompts)}
         completions = [Completion() for _ in prompts]
         started = said = time.monotonic()
-        finished = made = 0
+        ended: set[int] = set()
+        made = 0
         while not engine.idle:
             if run.should_stop() == "interrupted":
                 raise Stopped(f"stopped at {candidate.name}, {mode}; the same command goes on with it")
             for token in engine.step():
-                completion = completions[places[token.request]]
-                completion.ids.append(token.id)
-                completion.finish_reason = token.finish_reason or completion.finish_reason
-                finished += token.finish_reason is not None
+                place = places[token.request]
+                completions[place].ids.append(token.id)
+                if token.finish_reason is not None:
+                    completions[place].finish_reason = token.finish_reason
+                    ended.add(place)
                 made += 1
             now = time.monotonic()
+            if until is not None and now > until:
+                engine.drop_waiting()
             if now - said >= _SAY_EVERY_S or engine.idle:
                 said = now
                 speed = made / (now - started)
-                run.log.step(finished, len(prompts), model=candidate.name, mode=mode, tok_s=speed)
-    tokens = made + sum(map(len, prompts))
+                run.log.step(len(ended), len(prompts), model=candidate.name, mode=mode, tok_s=speed)
+    tokens = made + sum(len(prompts[place]) for place in ended)
     run.meter.add(tokens=tokens, flops=tokens * model.config.flops_per_token(0))
-    return completions
+    return [(examples[place], completions[place]) for place in sorted(ended)]
 
 
 def _judged(task: Task, example: Example, completion: Completion, chat: ChatFormat, mode: Mode) -> dict[str, Any]:

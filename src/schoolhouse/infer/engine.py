@@ -144,6 +144,10 @@ class Engine:
             self.clear()
             raise
 
+    def drop_waiting(self) -> None:
+        """Forget the samples that have not begun; those that run are finished."""
+        self._queue.clear()
+
     def clear(self) -> None:
         """Drop every request, running or waiting: what remains to be done after an interrupt."""
         self._queue.clear()
