@@ -151,6 +151,25 @@ def test_when_the_time_is_spent_the_next_stage_does_not_start(tmp_path):
     assert [run["status"] for run in Ledger(f"sqlite:///{home / 'ledger.sqlite'}").runs()].count("budget spent") == 2
 
 
+def test_a_stage_that_closes_the_recipe_runs_when_the_time_is_spent(tmp_path, monkeypatch):
+    monkeypatch.setattr("toys.gather.CLOSES", True, raising=False)
+    text = RECIPE.replace("steps = 8", "steps = 100000\npause_s = 0.02")
+    done = run_here(write_recipe(tmp_path, text), tmp_path / "runs", "budget.time=0.4")
+    assert "steps" in done["report"].file("report.html").read_text()
+
+
+def test_a_share_gives_way_to_what_took_long_before_and_to_the_shares_after_it(tmp_path):
+    climb = '[[stage]]\nname = "{0}"\nrun = "toy.learn"\nsource = "base"\nsteps = {1}\npause_s = 0.05\n{2}\n'
+    stages = [climb.format("slow", 24, ""), climb.format("early", 10**6, "share = 0.7")]
+    stages.append(climb.format("late", 10**6, "share = 0.3"))
+    text = 'name = "toy"\nbudget = { time = 4 }\n[[stage]]\nname = "base"\nrun = "toy.source"\n' + "".join(stages)
+    done = run_here(write_recipe(tmp_path, text), tmp_path / "runs")
+    took = {name: artifact.meta["meter"]["seconds"] for name, artifact in done.items()}
+    assert took["slow"] > 1.2
+    assert took["early"] < 2.2, "0.7 of 4 seconds, less what the first took and what the last is to have"
+    assert took["late"] > 0.5
+
+
 def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     path, home = write_recipe(tmp_path), tmp_path / "runs"
     assert run_here(path, home, dry_run=True) == {}
