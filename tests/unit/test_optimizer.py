@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from school import network
-from schoolhouse.core.errors import TrainError
+from schoolhouse.core.errors import ArtifactError, TrainError
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
 from schoolhouse.train.optimizer import Optimizer, learning_rate
 
@@ -171,3 +171,20 @@ def test_the_rate_rises_then_falls_to_its_floor():
     assert at[10:] == sorted(at[10:], reverse=True)
     assert learning_rate(2.0, 1.7, warmup=0.1, floor=0.25) == pytest.approx(0.5)
     assert learning_rate(2.0, 0.0, warmup=0.0) == 2.0
+
+
+def test_a_damaged_checkpoint_says_which_and_what_to_do(tmp_path):
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, {"master.a": torch.ones(3)}, {"step": 1})
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match="delete it to start the stage anew"):
+        load_checkpoint(folder)
+
+
+def test_a_checkpoint_in_several_files_comes_back_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("schoolhouse.train.checkpoint.SHARD_BYTES", 16)
+    tensors = {f"master.{i}": torch.full((3,), float(i)) for i in range(5)}
+    save_checkpoint(tmp_path / "checkpoint", tensors, {"step": 1})
+    assert len(list((tmp_path / "checkpoint").glob("*.safetensors"))) == 5
+    back, _ = load_checkpoint(tmp_path / "checkpoint")
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())

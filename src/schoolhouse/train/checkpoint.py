@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from schoolhouse.core.artifact import say_when_full
 from schoolhouse.core.errors import ArtifactError
 from schoolhouse.core.faults import fail_point
+from schoolhouse.model.stored import find_tensors
+from schoolhouse.model.weights import read_tensors, write_tensors
 
-_TENSORS = "state.safetensors"
+SHARD_BYTES = 128 << 20  # what is written is first copied: this much of it at a time, and not all 1.6 GB of 135M
 _FACTS = "state.json"
 
 
@@ -30,10 +30,10 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
     with say_when_full(folder.parent):
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file({n: t.detach().contiguous() for n, t in tensors.items()}, new / _TENSORS)
+        write_tensors(new, ((n, t.detach().contiguous().cpu()) for n, t in tensors.items()), SHARD_BYTES)
         fail_point("checkpoint.tensors")
         (new / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        for path in (new / _TENSORS, new / _FACTS, new):
+        for path in (*new.iterdir(), new):
             _sync(path)
     fail_point("checkpoint.before-rename")
     if folder.exists():
@@ -54,8 +54,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     if not folder.exists():
         return None
     try:
-        return load_file(folder / _TENSORS), json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
+        return dict(read_tensors(find_tensors(folder))), json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ArtifactError(
             f"The checkpoint in {folder} cannot be read ({error}): delete it to start the stage anew."
         ) from None
