@@ -41,14 +41,16 @@ def test_adamw_is_torchs_with_the_clip():
             group["lr"] = lr
         reference.step()
         assert optimizer.step(lr) == pytest.approx(float(wanted), rel=1e-5)
-        assert all(p.grad is None for p in ours.parameters())
+        assert not any(p.grad.any() for p in ours.parameters())
         for name, weight in weights(ours).items():
             torch.testing.assert_close(weight, theirs.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
     assert 0 < clipped < 5
 
 
-def test_parameters_without_a_gradient_stay():
+def test_frozen_parameters_stay():
     model = network()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name == "model.norm.weight")
     optimizer = Optimizer(model, weight_decay=0.1)
     before = weights(model)
     model.model.norm.weight.grad = torch.ones(32)
@@ -129,11 +131,6 @@ def test_a_gradient_that_is_no_number_moves_nothing(kind, value):
         optimizer.step(1e-3)
     assert is_same(weights(model), before)
     assert is_same(optimizer.tensors(), state)
-
-
-def test_a_network_without_gradients_is_said_to_be():
-    with pytest.raises(TrainError, match="does not depend"):
-        Optimizer(network()).step(1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

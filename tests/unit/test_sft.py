@@ -84,7 +84,9 @@ def test_the_parts_of_a_batch_add_up(pupil, chat, tmp_path):
     for size in (64, 4096):
         config = sft.Config(**TEACHING | {"part_tokens": size})
         batch = sft.Conversations(rows, config, fp32_run(tmp_path)).batch(0)
-        results.append((len(batch.parts), float(sum(sft.cross_entropy(model, p)[0].detach() for p in batch.parts))))
+        results.append(
+            (len(batch.updates[0]), float(sum(sft.cross_entropy(model, p)[0].detach() for p in batch.updates[0])))
+        )
         assert batch.tokens == sum(len(row.ids) for row in rows)
         assert batch.figures == {"learnt_tokens": sum(sum(row.loss_mask) for row in rows)}
     assert results[0][0] > results[1][0] == 1
@@ -95,7 +97,7 @@ def test_every_epoch_has_every_conversation_once_in_another_order(chat, tmp_path
     rows = [Rendered([i, i], [False, True]) for i in range(10)]
     source = sft.Conversations(rows, sft.Config(**TEACHING | {"epochs": 3, "batch": 3}), fp32_run(tmp_path))
     assert source.steps == 10
-    drawn = [t for step in range(10) for p in source.batch(step).parts for t in p.targets.tolist()]
+    drawn = [t for step in range(10) for p in source.batch(step).updates[0] for t in p.targets.tolist()]
     assert sorted(drawn) == sorted([*range(10)] * 3)
     order = [source._row(i).ids[0] for i in range(30)]
     epochs = [order[:10], order[10:20], order[20:]]
@@ -232,7 +234,7 @@ def test_a_run_without_any_time_gives_the_model_back(pupil, tmp_path):
 def test_a_loss_that_is_no_number_is_an_error_with_advice(tmp_path):
     class Once:
         def batch(self, step):
-            return Batch([None], 1)
+            return Batch([[None]], 1)
 
         def state(self):
             return {}

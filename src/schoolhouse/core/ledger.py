@@ -32,7 +32,8 @@ _FIGURES = {
 class Ledger:
     """An SQL database, opened (and brought up to date) by its URL, like `sqlite:///runs/ledger.sqlite`.
 
-    With SQLite several processes may write at once: write-ahead log, and a writer waits for the other.
+    With SQLite several processes may use it at once: one waits for the other. (No write-ahead log: SQLite does not wait
+    for the lock that the change to it takes, so that two first runs side by side could fail.)
     Raises `ArtifactError` if the file is no ledger, damaged, or made by a newer version.
     """
 
@@ -155,7 +156,6 @@ def _figure_rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves, see below
     connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
 

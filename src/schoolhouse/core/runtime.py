@@ -97,7 +97,7 @@ def keep_memory() -> bool:
 
 
 def release_memory() -> None:
-    """Give back what `keep_memory` kept, between two stages: the next one has other sizes, and its own peak to show."""
+    """Give back what `keep_memory` kept and nobody uses: the gaps in it, now and then, and all between two stages."""
     gc.collect()
     if keep_memory():
         ctypes.CDLL(None).malloc_trim(0)

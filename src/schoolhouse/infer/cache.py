@@ -22,33 +22,41 @@ KV = list[tuple[Tensor, Tensor]]
 
 
 class SlotCache:
-    """Keys and values of the running texts: for each layer two (slots, Hk, capacity, Dh) tensors."""
+    """Keys and values of the running texts: for each layer two (slots, Hk, capacity, Dh) tensors.
+
+    They are views of one slab a layer that is kept from request to request: memory that was never touched before costs
+    more than all that is done with it (docs/lab-log.md, 2026-11-23).
+    """
 
     def __init__(self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.slots = slots
         self.capacity = 0
         self._shape = (config.num_key_value_heads, config.head_dim)
-        self._like = torch.empty(0, dtype=dtype, device=device)
-        self.keys: list[Tensor] = [self._like] * config.num_hidden_layers
-        self.values: list[Tensor] = [self._like] * config.num_hidden_layers
+        self._slabs = torch.empty(2 * config.num_hidden_layers, 0, dtype=dtype, device=device)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     def reserve(self, tokens: int) -> None:
         """Make room for texts of `tokens` tokens; what is held stays."""
         if tokens <= self.capacity:
             return
-        kept, self.capacity = self.capacity, -(-tokens // BLOCK) * BLOCK
-        for store in (self.keys, self.values):
-            for layer, old in enumerate(store):
-                new = self._like.new_zeros(self.slots, self._shape[0], self.capacity, self._shape[1])
-                if kept:
-                    new[:, :, :kept] = old
-                store[layer] = new
+        held, kept, self.capacity = [*self.keys, *self.values], self.capacity, -(-tokens // BLOCK) * BLOCK
+        heads, width = self._shape
+        size = self.slots * heads * self.capacity * width
+        if size > self._slabs.shape[1]:
+            # Pages beyond the capacity are not touched, so that they take no memory until the texts grow into them.
+            self._slabs = self._slabs.new_empty(len(self._slabs), max(size, 2 * self._slabs.shape[1]))
+        views = [slab[:size].view(self.slots, heads, self.capacity, width) for slab in self._slabs]
+        for old, new in zip(held, views, strict=False):
+            new[:, :, :kept] = old.clone()  # old and new share their memory
+        for new in views:
+            new[:, :, kept:] = 0  # what is masked out must still be a number
+        self.keys, self.values = views[: len(views) // 2], views[len(views) // 2 :]
 
     def release(self) -> None:
-        """Give the memory back: the next texts may be shorter."""
+        """Begin anew with short texts; the slabs stay."""
         self.capacity = 0
-        self.keys = [self._like] * len(self.keys)
-        self.values = [self._like] * len(self.values)
+        self.keys, self.values = [], []
 
     def write(self, slot: int, kv: KV) -> None:
         """Put one text's keys and values at the start of a slot."""

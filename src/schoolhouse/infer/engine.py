@@ -17,10 +17,12 @@ from torch import Tensor
 from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
+from schoolhouse.model.packed import filler
 from schoolhouse.model.transformer import Transformer
 
 PREFILL_TOKENS = 2048  # read at once: enough to keep the products busy, and the others wait only briefly
 ADMIT_TOGETHER = 8  # prompts read together cost half of what they cost alone
+DECODE_GRID = 8  # texts run in multiples of this, so that few shapes are ever multiplied (`model.packed.GRID`)
 SHARED_PREFIX = 8  # tokens from which a common beginning is worth a pass of its own
 
 
@@ -211,8 +213,11 @@ class Engine:
 
     def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
         lengths = [len(p.ids) - known for p in batch]
-        context = PrefillContext(lengths, prefix, self.model.config.num_hidden_layers, self._device)
-        ids = torch.tensor([i for p in batch for i in p.ids[known:]], device=self._device)[None]  # (1, N)
+        fill = filler(sum(lengths))
+        laid = lengths + [fill] * (fill > 0)
+        context = PrefillContext(laid, prefix, self.model.config.num_hidden_layers, self._device)
+        row = [i for p in batch for i in p.ids[known:]] + [0] * fill
+        ids = torch.tensor(row, device=self._device)[None]  # (1, N)
         hidden = self.model.hidden(ids, context)[0]  # (N, D)
         ends = torch.tensor(lengths, device=self._device).cumsum(0) - 1
         logits = self.model.head(hidden[ends])  # (P, V)
@@ -242,13 +247,15 @@ class Engine:
     def _decode(self) -> list[Token]:
         """One token for every running text."""
         self._cache.reserve(max(t.length for t in self._running) + 1)
-        lengths = torch.tensor([t.length for t in self._running], device=self._device)
-        ids = torch.tensor([[t.last] for t in self._running], device=self._device)  # (B, 1)
+        count = len(self._running)
+        fill = min(-count % DECODE_GRID, self._slots - count)  # empty slots run along
+        lengths = torch.tensor([t.length for t in self._running] + [0] * fill, device=self._device)
+        ids = torch.tensor([[t.last] for t in self._running] + [[0]] * fill, device=self._device)  # (B, 1)
         context = DecodeContext(self._cache, lengths)
         hidden = self.model.hidden(ids, context)
         for text in self._running:
             text.length += 1
-        return self._advance(list(self._running), self.model.head(hidden[:, 0]))
+        return self._advance(list(self._running), self.model.head(hidden[:, 0])[:count])
 
     def _advance(self, texts: list[_Text], logits: Tensor) -> list[Token]:
         """Draw a token for each of these texts from its logits (B, V); retire those that end."""

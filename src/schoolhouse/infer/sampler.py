@@ -57,7 +57,8 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     temperature, top_p, draws = (x.to(logits.device) for x in (temperature, top_p, draws))
     greedy = temperature == 0
     blocks = -(-words // BLOCK)
-    weights = torch.zeros(rows, blocks * BLOCK, dtype=torch.float32, device=logits.device)
+    weights = torch.empty(rows, blocks * BLOCK, dtype=torch.float32, device=logits.device)
+    weights[:, words:] = 0
     body = weights[:, :words]
     body.copy_(logits)
     body.sub_(logits.amax(dim=-1, keepdim=True).float())

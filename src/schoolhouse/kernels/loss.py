@@ -1,61 +1,68 @@
 """Log-probabilities of given tokens over a large vocabulary, a block of rows at a time.
 
-The full matrix of log-probabilities is never held in fp32, and nothing of it between the two passes: 4,096 tokens over
-49,152 words would take 800 MB. The backward pass computes each block of logits again and holds their slopes in the
-network's own type, so that each of its two products is one large one.
+The full matrix of log-probabilities is never held in fp32: 4,096 tokens over 49,152 words would take 800 MB. What stays
+between the two passes are the logits in the network's own type; the backward pass turns them, in their place, into
+slopes, so that each of its two products is one large one and no product is computed twice.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+GRID_ROWS = 32  # rows come in multiples of this, so that few shapes are ever multiplied (`model.packed.GRID`)
 BLOCK_ROWS = 256  # 256 x 49,152 logits in fp32 are 50 MB: large enough for a fast product, small enough to forget
 
 
-def _softmax_block(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return fp32 probabilities (N, V) for a block of rows."""
-    logits = torch.mm(hidden, weight.t()).float()  # (N, V)
-    weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
-    return weights.div_(weights.sum(dim=-1, keepdim=True))
-
-
 class _TokenLogprobs(torch.autograd.Function):
-    """Row-block log-softmax and gather; probabilities are made again on the way back."""
+    """Row-block log-softmax and gather; one pair of passes, for the logits are overwritten on the way back."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See `token_logprobs`."""
-        rows = hidden.shape[0]
+        ctx.rows = hidden.shape[0]
+        fill = -ctx.rows % GRID_ROWS
+        hidden, targets = F.pad(hidden, (0, 0, 0, fill)), F.pad(targets, (0, fill))
+        rows, words = hidden.shape[0], weight.shape[0]
         logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-        entropy = torch.empty_like(logprobs)
+        entropy, log_total = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        keep = any(ctx.needs_input_grad)
+        held = hidden.new_empty(rows if keep else min(rows, BLOCK_ROWS), words)  # (N, V)
+        wide = held.new_empty(min(rows, BLOCK_ROWS), words, dtype=torch.float32)
         for start in range(0, rows, BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            logits = torch.mm(hidden[block], weight.t()).float()  # (N, V)
+            block = slice(start, min(start + BLOCK_ROWS, rows))
+            size = block.stop - start
+            raw = held[block] if keep else held[:size]
+            torch.mm(hidden[block], weight.t(), out=raw)
+            logits = wide[:size].copy_(raw)
             chosen = logits.gather(1, targets[block, None]).squeeze(1)  # (N,)
-            top = logits.amax(dim=-1, keepdim=True)
-            logits.sub_(top)
-            weights = logits.exp()
+            top = logits.amax(dim=-1)
+            weights = logits.sub_(top[:, None]).exp_()
             total = weights.sum(dim=-1)
-            mean_logit = torch.linalg.vecdot(weights, logits) / total
-            logprobs[block] = chosen - top.squeeze(1) - total.log()
-            entropy[block] = total.log() - mean_logit
-        ctx.save_for_backward(hidden, weight, targets)
+            mean_logit = torch.linalg.vecdot(weights, raw.float()) / total
+            log_total[block] = top + total.log()
+            logprobs[block] = chosen - log_total[block]
+            entropy[block] = log_total[block] - mean_logit
+        ctx.save_for_backward(hidden, weight, targets, log_total)
+        ctx.logits = held if keep else None
+        entropy = entropy[: ctx.rows]
         ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return logprobs[: ctx.rows], entropy
 
     @staticmethod
     def backward(ctx, grad: Tensor, _entropy_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Gradient of a log-softmax: (one-hot minus probabilities) times the upstream gradient."""
-        hidden, weight, targets = ctx.saved_tensors
+        hidden, weight, targets, log_total = ctx.saved_tensors
         need_hidden, need_weight, _ = ctx.needs_input_grad
-        slope = torch.empty(len(hidden), len(weight), dtype=hidden.dtype, device=hidden.device)  # (N, V)
+        slope, ctx.logits = ctx.logits, None  # (N, V)
+        grad = F.pad(grad, (0, len(hidden) - ctx.rows))
         for start in range(0, len(hidden), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             upstream = grad[block, None]
-            wide = _softmax_block(hidden[block], weight).mul_(-upstream)
+            wide = slope[block].float().sub_(log_total[block, None]).exp_().mul_(-upstream)
             slope[block] = wide.scatter_add_(1, targets[block, None], upstream)
-        grad_hidden = torch.mm(slope, weight) if need_hidden else None
+        grad_hidden = torch.mm(slope, weight)[: ctx.rows] if need_hidden else None
         grad_weight = torch.mm(slope.t(), hidden) if need_weight else None
         return grad_hidden, grad_weight, None
 

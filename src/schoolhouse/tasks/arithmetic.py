@@ -1,7 +1,7 @@
 """The arithmetic task: a start number, a chain of steps, what is the result?
 
-A level "2-3" has operands of up to 2 digits and 3 steps. Results stay whole, positive and small, so that what is
-learnt is to keep a chain in order and not to multiply long numbers.
+A level "2-3" has operands and results of up to 2 digits and 3 steps. Results stay whole and positive. The facts of one
+digit are few, so that what the levels from "1-1" to "1-6" teach is to keep a chain in order.
 """
 
 import random
@@ -23,11 +23,11 @@ from schoolhouse.tasks.task import (
 from schoolhouse.tasks.verify import number
 from schoolhouse.text.records import Conversation
 
-LEVELS = ("1-1", "1-2", "1-3", "1-4", "2-2", "2-3", "2-4", "2-5")
+LEVELS = ("1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "2-2", "2-3")
 TRACE_LEVELS = ("1-1", "1-2", "1-3")
 
 WORDINGS = {"+": ("Add {x}.", "Then add {x}."), "-": ("Subtract {x}.", "Take away {x}."), "*": ("Multiply by {x}.",)}
-LARGEST = {1: 99, 2: 199}  # by digits: the largest result that a step may have
+LARGEST = {1: 9, 2: 99}  # by digits: the largest result that a step may have
 _DOUBLE = "Double it."
 
 
@@ -56,7 +56,8 @@ def draw_example(rng: random.Random, task: str, level: str, digits: int, steps: 
         sign, x, result = draw_step(rng, value, digits)
         doubled = sign == "*" and x == 2 and rng.random() < 0.5
         sentences.append(_DOUBLE if doubled else rng.choice(WORDINGS[sign]).format(x=x))
-        lines.append(f"{value} {sign} {x} = {result}")
+        # The step is said again before it is taken: a small network that only writes sums loses its place in the chain.
+        lines.append(f"{sentences[-1]} {value}{sign}{x}={result}")
         value = result
     sentences.append("What is the result?")
     question = " ".join(sentences)

@@ -1,7 +1,9 @@
 """Tasks by name or by file: what recipes write in `tasks = [...]`."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field
@@ -30,6 +32,8 @@ class TaskTable(Strict):
     name: str | None = None
     format_reward: float = Field(default=FORMAT_REWARD, ge=0, lt=1)
 
+
+_DRAWN = 4  # examples of a level that stand for all of them
 
 TaskSpec = str | TaskTable
 """What a recipe may write for a task: a name, or a table."""
@@ -74,11 +78,18 @@ def complaints(tasks: Sequence[Task]) -> list[str]:
 
 
 def fingerprint(specs: Sequence[TaskSpec]) -> str:
-    """Return a hash of the question files that tasks are read from: what a result depends on beside its recipe."""
+    """Return a hash of what tasks ask: a result depends on it beside its recipe.
+
+    Of question files it is their bytes; of a built-in task some examples of each level, traces included, so that a
+    later version that asks otherwise makes its artifacts anew.
+    """
     digest = hashlib.sha256()
     for spec in specs:
         name = spec if isinstance(spec, str) else spec.task
         if name in BUILT_IN:
+            task = load_task(name)
+            drawn = [asdict(e) for level in task.levels for e in task.examples("train", level, _DRAWN, 0)]
+            digest.update(json.dumps(drawn, sort_keys=True).encode())
             continue
         for file in question_files(Path(name)):
             digest.update(hashlib.sha256(file.read_bytes()).digest())

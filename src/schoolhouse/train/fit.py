@@ -14,23 +14,27 @@ from torch import Tensor
 
 from schoolhouse.core.errors import BudgetError, Stopped, TrainError
 from schoolhouse.core.run import Run
+from schoolhouse.core.runtime import release_memory
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
 from schoolhouse.train.optimizer import Optimizer, learning_rate
 
 SAVE_EVERY_S = 120.0
 METRICS = "metrics.jsonl"
+TIDY_EVERY = (
+    10  # steps; the gaps that blocks of unequal sizes leave add up: 0.1 GiB a step (docs/lab-log.md, 2026-11-23)
+)
 
 
 @dataclass
 class Batch:
-    """What one optimizer step learns from, cut into parts that fit into memory together with their activations.
+    """What one step learns from: the parts of each of its updates, small enough for memory with their activations.
 
-    tokens: how many tokens the parts hold, for the meter; figures: what the source adds to the metrics; shown: the
-    names of those that the log prints, too. A batch without parts teaches nothing: no step is taken.
+    tokens: how many tokens all parts hold, for the meter; figures: what the source adds to the metrics; shown: the
+    names of those that the log prints, too. Without updates the batch teaches nothing, and the weights stay.
     """
 
-    parts: Sequence[Any]
+    updates: Sequence[Sequence[Any]]
     tokens: int
     figures: dict[str, Any] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
@@ -102,6 +106,8 @@ def fit(
             file.write(json.dumps(figures) + "\n")
         shown = {name: figures[name] for name in (*batch.shown, "loss", "tok_s") if name in figures}
         run.log.step(done, None if run.has_share and run.seconds_left() is not None else course.steps, **shown)
+        if done % TIDY_EVERY == 0:
+            release_memory()
         if time.monotonic() - saved_at >= course.save_every_s:
             _save(folder, done, source, optimizer)
             saved_at = time.monotonic()
@@ -112,29 +118,39 @@ def fit(
 def _step(
     model: Transformer, batch: Batch, objective: Objective, optimizer: Optimizer, lr: float, run: Run
 ) -> dict[str, float]:
-    """One optimizer step over all parts of a batch; returns its figures."""
+    """The updates of one batch; returns its figures, their mean over the updates."""
     started = time.monotonic()
-    loss_sum = 0.0
-    sums: dict[str, float] = {}
+    count = max(len(batch.updates), 1)
+    sums = {"loss": 0.0, "grad_norm": 0.0}
     with run.meter.phase("train"):
-        for part in batch.parts:
-            loss, parts = objective(model, part)
-            loss.backward()
-            loss_sum += float(loss.detach())
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
-        if not math.isfinite(loss_sum):
-            raise TrainError(
-                f"The loss is {loss_sum}: no step was taken. Lower lr (now {lr:.2g}) "
-                f"or look at the last batch in {run.scratch}."
-            )
-        norm = optimizer.step(lr) if batch.parts else 0.0
+        for parts in batch.updates:
+            for name, value in _update(model, parts, objective, optimizer, lr, run).items():
+                sums[name] = sums.get(name, 0.0) + value / count
     run.meter.add(tokens=batch.tokens, flops=3 * batch.tokens * model.config.flops_per_token(0))
     seconds = time.monotonic() - started
     return {
-        "loss": loss_sum, **sums, "grad_norm": norm, "lr": lr, "tokens": batch.tokens,
+        **sums, "lr": lr, "tokens": batch.tokens,
         "train_s": seconds, "seconds": run.meter.seconds, "tok_s": batch.tokens / max(seconds, 1e-9),
     }  # fmt: skip
+
+
+def _update(
+    model: Transformer, parts: Sequence[Any], objective: Objective, optimizer: Optimizer, lr: float, run: Run
+) -> dict[str, float]:
+    """Move the weights once, by the gradient over all parts; returns the parts' figures, added up."""
+    sums = {"loss": 0.0}
+    for part in parts:
+        loss, figures = objective(model, part)
+        loss.backward()
+        sums["loss"] += float(loss.detach())
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value
+    if not math.isfinite(sums["loss"]):
+        raise TrainError(
+            f"The loss is {sums['loss']}: no step was taken. Lower lr (now {lr:.2g}) "
+            f"or look at the last batch in {run.scratch}."
+        )
+    return {**sums, "grad_norm": optimizer.step(lr)}
 
 
 def _lr(course: Course, done: int, run: Run) -> float:

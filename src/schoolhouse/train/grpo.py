@@ -26,7 +26,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.loss import token_logprobs
-from schoolhouse.model.packed import Packed
+from schoolhouse.model.packed import Packed, filler
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
@@ -61,14 +61,15 @@ class Config(StageConfig):
     prompts: int = Field(default=16, ge=1)  # questions a step
     group: int = Field(default=8, ge=2)  # replies to a question
     learn: int = Field(default=4, ge=2)  # of them learnt from, the best and the worst; a smaller group whole
+    updates: int = Field(default=2, ge=1)  # moves of the weights a step, each by its share of the questions
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=3e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
-    floor: float = Field(default=0.3, ge=0, le=1)
+    floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
     temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=128, ge=8)
+    max_new_tokens: int = Field(default=112, ge=8)
     level_up: float = Field(default=0.7, gt=0, le=1)
     advantage: Literal["centred", "scaled"] = "centred"
     per_reply: bool = False  # average within each reply first, as the first GRPO; else every token weighs the same
@@ -76,7 +77,7 @@ class Config(StageConfig):
     clip_high: float = Field(default=0.28, gt=0)
     kl: float = Field(default=0.0, ge=0)  # weight of the distance to the model that the stage starts from
     learn_truncated: bool = False  # learn from replies that were cut off, too
-    part_tokens: int = Field(default=768, ge=64)  # computed at once; sets the memory of the activations
+    part_tokens: int = Field(default=1024, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
 
 
@@ -130,11 +131,14 @@ def make_part(
             sources += [prompt_end - 1, *range(start, start + len(reply) - 1)]
             start += len(reply)
     lengths = torch.tensor([len(reply) for reply in flat])
-    ids = [i for p in prompts for i in p] + [i for reply in flat for i in reply]
+    fill = filler(start)  # laid behind the last reply, where nothing looks at it
+    ids = [i for p in prompts for i in p] + [i for reply in flat for i in reply] + [0] * fill
+    sizes = [[len(reply) for reply in row] for row in replies]
+    sizes[-1][-1] += fill
     old = [p for g in groups for s in g.samples for p in s.logprobs]
     return Part(
         torch.tensor(ids, device=device)[None],
-        Packed([len(p) for p in prompts], [[len(reply) for reply in row] for row in replies], device),
+        Packed([len(p) for p in prompts], sizes, device),
         torch.tensor(sources, device=device),
         torch.tensor([i for reply in flat for i in reply], device=device),
         torch.tensor(old, device=device),
@@ -143,6 +147,25 @@ def make_part(
         batch_tokens,
         batch_replies,
     )
+
+
+def even_cuts(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Indices of things of these sizes in as few parts of at most `most` (or one thing) as even shares allow.
+
+    Neighbours in size lie together, since attention pads them to one width.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    count = -(-sum(sizes) // most)
+    share = sum(sizes) / max(count, 1)
+    cuts: list[list[int]] = []
+    held = 0
+    for i in order:
+        if not cuts or held + sizes[i] > most or held + sizes[i] / 2 > share:
+            cuts.append([])
+            held = 0
+        cuts[-1].append(i)
+        held += sizes[i]
+    return cuts
 
 
 class GroupObjective:
@@ -202,9 +225,10 @@ class Rehearsal:
         signal = has_signal(rewards)
         lessons = [g.only(keep) for g, keep in zip(rollouts.groups, self._picked(rewards), strict=True)]
         lessons = [g for g, teaches in zip(lessons, signal.tolist(), strict=True) if teaches]
-        parts = self.parts(lessons) if lessons else []
-        tokens = sum(part.ids.shape[1] for part in parts)
-        return Batch(parts, tokens, self._figures(rollouts, rewards, int(signal.sum())), SHOWN)
+        shares = [lessons[i :: self._config.updates] for i in range(self._config.updates)]
+        updates = [self.parts(share) for share in shares if share]
+        tokens = sum(len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in lessons)
+        return Batch(updates, tokens, self._figures(rollouts, rewards, int(signal.sum())), SHOWN)
 
     def _picked(self, rewards: Tensor) -> list[list[int]]:
         """Indices of the replies of each group that are learnt from."""
@@ -254,15 +278,7 @@ class Rehearsal:
         sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
         batch_tokens = sum(len(s.ids) for g in groups for s in g.samples)
         replies = sum(len(g.samples) for g in groups)
-        order = sorted(range(len(groups)), key=lambda i: sizes[i])
-        cuts: list[list[int]] = []
-        held = 0
-        for i in order:
-            if not cuts or held + sizes[i] > self._config.part_tokens:
-                cuts.append([])
-                held = 0
-            cuts[-1].append(i)
-            held += sizes[i]
+        cuts = even_cuts(sizes, self._config.part_tokens)
         device = self._run.runtime.device
         return [make_part([groups[i] for i in cut], advantages[cut], batch_tokens, replies, device) for cut in cuts]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 RECENT = 64  # replies by which a level is judged
-AHEAD = 2  # levels above the top one that are tried: their rare successes teach most
-FLOOR = 0.03  # weight of a level that teaches nothing now, so that it is neither forgotten nor given up
+AHEAD = 3  # levels above the top one that are tried: their rare successes teach most
+FLOOR = 0.01  # weight of a level that teaches nothing now, so that it is neither forgotten nor given up
 
 
 class Ladder:

@@ -18,6 +18,8 @@ from schoolhouse.model.transformer import Transformer
 
 Kind = Literal["adamw", "muon"]
 
+CHUNK = 1 << 24  # weights
+
 
 class Optimizer:
     """Steps of one network.
@@ -38,26 +40,36 @@ class Optimizer:
         self._clip = clip
         self._weights = dict(model.named_parameters())
         self._masters = {n: w.detach().float().clone() for n, w in self._weights.items()}
-        hidden = [m for n, m in self._masters.items() if kind == "muon" and m.ndim == 2 and ".layers." in n]
-        moved = {id(m) for m in hidden}
-        matrices = [m for m in self._masters.values() if m.ndim >= 2 and id(m) not in moved]
-        vectors = [m for m in self._masters.values() if m.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, eps=1e-8, fused=True)
-        ]
+        # Made once, as AdamW's moments below are: blocks that live long, made between those of a training step, scatter
+        # over the heap for good, and the gaps between them doubled the memory of a run (docs/lab-log.md, 2026-11-23).
+        for weight in self._weights.values():
+            weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+        self._parts: list[tuple[list[str], torch.optim.Optimizer]] = []
+        hidden = [n for n, m in self._masters.items() if kind == "muon" and m.ndim == 2 and ".layers." in n]
         if hidden:
-            self._parts.append(torch.optim.Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            matrices = [self._masters[n] for n in hidden]
+            muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._parts.append((hidden, muon))
+        for names in _chunks({n: m for n, m in self._masters.items() if n not in hidden}):
+            groups = [
+                {
+                    "params": [self._masters[n] for n in names if self._masters[n].ndim >= 2],
+                    "weight_decay": weight_decay,
+                },
+                {"params": [self._masters[n] for n in names if self._masters[n].ndim < 2], "weight_decay": 0.0},
+            ]
+            adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, eps=1e-8, fused=True)
+            self._parts.append((names, adamw))
+            for weight in (self._masters[n] for n in names):
+                adamw.state[weight] = _first_state(weight)
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
-        """Take one step with the gradients that the network holds, drop them, and return their norm before clipping.
+        """Take one step with the gradients that the network holds, zero them, and return their norm before clipping.
 
         Raises TrainError, with the weights untouched, if the norm is not a number.
         """
         grads = {n: w.grad for n, w in self._weights.items() if w.grad is not None}
-        if not grads:
-            raise TrainError("No parameter has a gradient: the loss does not depend on the network.")
         norm = float(torch.linalg.vector_norm(torch.stack([_norm(g) for g in grads.values()])))
         if not math.isfinite(norm):
             raise TrainError(
@@ -65,23 +77,23 @@ class Optimizer:
                 "Lower the learning rate (lr) or look at the data."
             )
         factor = min(1.0, self._clip / (norm + 1e-6))
-        for name, grad in grads.items():
-            self._masters[name].grad = grad.float().mul_(factor)
-            self._weights[name].grad = None
-        for part in self._parts:
+        for names, part in self._parts:
+            for name in (n for n in names if n in grads):
+                self._masters[name].grad = grads[name].to(torch.float32, copy=True).mul_(factor)
+                grads[name].zero_()
             for group in part.param_groups:
                 group["lr"] = lr
             part.step()
-            part.zero_grad()
-        for name in grads:
-            self._weights[name].copy_(self._masters[name])
+            for name in (n for n in names if self._masters[n].grad is not None):
+                self._masters[name].grad = None
+                self._weights[name].copy_(self._masters[name])
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs: masters and moments, by name."""
         names = {id(m): n for n, m in self._masters.items()}
         out = {f"master.{n}": m for n, m in self._masters.items()}
-        for part in self._parts:
+        for _, part in self._parts:
             for weight, state in part.state.items():
                 out |= {f"{key}.{names[id(weight)]}": value for key, value in state.items()}
         return out
@@ -93,13 +105,32 @@ class Optimizer:
             with torch.no_grad():
                 self._weights[name].copy_(master)
         by_id = {id(m): n for n, m in self._masters.items()}
-        for part in self._parts:
+        for _, part in self._parts:
             for weight in (w for g in part.param_groups for w in g["params"]):
                 suffix = f".{by_id[id(weight)]}"
                 held = {k.removesuffix(suffix): v for k, v in tensors.items() if k.endswith(suffix)}
                 held = {k: v.clone() for k, v in held.items() if k != "master" and "." not in k}
                 if held:
                     part.state[weight] = held
+
+
+def _chunks(masters: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of weights that take their step together: only their gradients lie in memory in fp32 at one time."""
+    chunks: list[list[str]] = []
+    held = CHUNK
+    for name, master in masters.items():
+        if held + master.numel() > CHUNK:
+            chunks.append([])
+            held = 0
+        chunks[-1].append(name)
+        held += master.numel()
+    return chunks
+
+
+def _first_state(weight: Tensor) -> dict[str, Tensor]:
+    """AdamW's memory as torch would make it in the first step."""
+    step = torch.zeros((), dtype=torch.float32, device=weight.device)
+    return {"step": step, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
 
 
 def _norm(grad: Tensor) -> Tensor:

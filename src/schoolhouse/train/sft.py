@@ -17,7 +17,7 @@ from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.loss import token_logprobs
-from schoolhouse.model.packed import Packed
+from schoolhouse.model.packed import Packed, filler
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
@@ -110,8 +110,9 @@ def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Pa
         sources += [start + i - 1 for i in places]
         targets += [row.ids[i] for i in places]
         start += len(row.ids)
-    ids = torch.tensor([i for row in rows for i in row.ids], device=device)[None]  # (1, N)
-    context = Packed([len(row.ids) for row in rows], device=device)
+    fill = filler(start)
+    ids = torch.tensor([i for row in rows for i in row.ids] + [0] * fill, device=device)[None]  # (1, N)
+    context = Packed([len(row.ids) for row in rows] + [fill] * (fill > 0), device=device)
     return Part(ids, context, torch.tensor(sources, device=device), torch.tensor(targets, device=device), 1.0 / learnt)
 
 
@@ -146,7 +147,7 @@ class Conversations:
             held.append(row)
             tokens += len(row.ids)
         parts.append(make_part(held, learnt, self._run.runtime.device))
-        return Batch(parts, sum(len(row.ids) for row in picked), {"learnt_tokens": learnt})
+        return Batch([parts], sum(len(row.ids) for row in picked), {"learnt_tokens": learnt})
 
     def _row(self, index: int) -> Rendered:
         epoch, place = divmod(index, len(self._rows))
