@@ -141,9 +141,9 @@ from schoolhouse.core.ledger import Ledger
 for i in range(5):
     book = Ledger({url!r}); book.end_run(book.start_run("r", i, "", "0"), "done")
 """
-        all_of_them = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-        assert [process.wait(60) for process in all_of_them] == [0, 0, 0]
-        assert len(Ledger(url).runs()) == 15
+        all_of_them = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(6)]
+        assert [process.wait(60) for process in all_of_them] == [0] * 6
+        assert len(Ledger(url).runs()) == 30
 
 
 class TestMeter:

@@ -358,3 +358,29 @@ def test_uniforms_are_uniform_and_independent_of_their_neighbours():
     along, across = centred[:, 1:] * centred[:, :-1], centred[1:] * centred[:-1]
     assert abs(float(along.mean())) < 4 / 12 / math.sqrt(along.numel())
     assert abs(float(across.mean())) < 4 / 12 / math.sqrt(across.numel())
+
+
+def test_a_conversation_is_not_read_anew(model, monkeypatch):
+    engine, read = Engine(model, 1), []
+    whole = Engine._read_batch
+    monkeypatch.setattr(
+        Engine, "_read_batch", lambda e, batch, known, prefix: (read.append(known), whole(e, batch, known, prefix))
+    )
+    (first,) = prompts((20,))
+
+    def ask(ids):
+        engine.submit(ids, GREEDY, remember=True)
+        out = []
+        while not engine.idle:
+            out += engine.step()
+        return [token.id for token in out], [token.logprob for token in out]
+
+    said, _ = ask(first)
+    second = [*first, *said, *prompts((5,), seed=1)[0]]
+    again, logprobs = ask(second)
+    other, _ = ask([*first[:15], *prompts((9,), seed=2)[0]])  # goes another way after 15 tokens
+    assert read == [0, len(first) + len(said) - 1, 15]
+    (fresh,) = Engine(model, 1).generate([second], GREEDY)[0]
+    assert again == fresh.ids
+    torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(fresh.logprobs), rtol=1e-5, atol=2e-5)
+    assert other == Engine(model, 1).generate([[*first[:15], *prompts((9,), seed=2)[0]]], GREEDY)[0][0].ids

@@ -5,6 +5,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from school import (
     LIVELY,
@@ -254,9 +256,9 @@ def test_a_ladder_starts_at_the_taught_levels_and_skips_those_without_questions(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (task,) = load_tasks(settings({"task": str(path), "verifier": "number"}).tasks)
     assert task.levels == ("1", "2", "3", "4")
-    assert grpo._ladder(task, 0.7).top == "2"
+    assert grpo._ladder(task, settings("boxes")).top == "2"
     boxes = load_tasks(["boxes"])[0]
-    assert grpo._ladder(boxes, 0.7).top == boxes.trace_levels[-1]
+    assert grpo._ladder(boxes, settings("boxes")).top == boxes.trace_levels[-1]
 
 
 def test_numbers_that_do_not_fit_are_found_before_the_start(task):
@@ -265,6 +267,30 @@ def test_numbers_that_do_not_fit_are_found_before_the_start(task):
         grpo.check(settings("boxs"))
     with pytest.raises(RecipeError, match="one number above 0 for each of the 1 tasks"):
         grpo.check(settings(task, weights=[1.0, 2.0]))
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=20), st.integers(64, 1200))
+def test_parts_are_few_even_and_hold_everything_once(sizes, most):
+    cuts = grpo.even_cuts(sizes, most)
+    assert sorted(itertools.chain(*cuts)) == list(range(len(sizes)))
+    assert all(sum(sizes[i] for i in cut) <= most or len(cut) == 1 for cut in cuts)
+    assert [sizes[i] for cut in cuts for i in cut] == sorted(sizes)
+
+
+def test_what_fits_into_two_parts_is_cut_in_the_middle():
+    assert [len(cut) for cut in grpo.even_cuts([270] * 6, 1024)] == [3, 3]
+
+
+def test_a_step_moves_the_weights_once_for_each_share_of_the_questions(starter, task, tmp_path):
+    source, _, _ = rehearse(starter, task, tmp_path, updates=2)
+    batch = source.batch(0)
+    whole, _, _ = rehearse(starter, task, tmp_path / "whole", updates=1)
+    (parts,) = whole.batch(0).updates
+    assert len(batch.updates) == 2
+    for share in batch.updates:  # each update averages over its own share
+        assert {part.batch_replies for part in share} == {sum(len(part.lengths) for part in share)}
+    lengths = sorted(int(n) for part in itertools.chain(*batch.updates) for n in part.lengths)
+    assert lengths == sorted(int(n) for part in parts for n in part.lengths)
 
 
 def test_only_the_most_telling_replies_are_learnt_from(starter, task, tmp_path):

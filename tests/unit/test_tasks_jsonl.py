@@ -5,6 +5,7 @@ import json
 import pytest
 
 from schoolhouse.core.errors import DataError, TaskError
+from schoolhouse.tasks import arithmetic
 from schoolhouse.tasks.load import TaskTable, complaints, fingerprint, load_task, load_tasks
 from schoolhouse.tasks.task import Task, split_of
 
@@ -89,6 +90,14 @@ def test_a_folder_of_files(tmp_path):
     before = fingerprint([TaskTable(task=str(tmp_path), verifier="number"), "boxes"])
     write(tmp_path / "b.jsonl", [{"question": "other", "answer": 1}])
     assert fingerprint([TaskTable(task=str(tmp_path), verifier="number"), "boxes"]) != before
+
+
+def test_a_built_in_task_that_asks_otherwise_makes_its_artifacts_anew(monkeypatch):
+    sums, boxes = fingerprint(["arithmetic"]), fingerprint(["boxes"])
+    assert fingerprint(["arithmetic"]) == sums != boxes
+    monkeypatch.setitem(arithmetic.LARGEST, 1, 7)
+    assert fingerprint(["arithmetic"]) != sums
+    assert fingerprint(["boxes"]) == boxes
 
 
 def test_what_cannot_be_a_task(tmp_path):

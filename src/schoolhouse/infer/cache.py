@@ -64,6 +64,13 @@ class SlotCache:
             self.keys[layer][slot, :, : k.shape[1]] = k
             self.values[layer][slot, :, : v.shape[1]] = v
 
+    def read(self, slot: int, tokens: int) -> KV:
+        """A copy of what a slot holds of its first `tokens` tokens."""
+        return [
+            (k[slot, :, :tokens].clone(), v[slot, :, :tokens].clone())
+            for k, v in zip(self.keys, self.values, strict=True)
+        ]
+
     def move(self, source: int, target: int) -> None:
         """Copy a slot, so that the running ones stay the first."""
         for store in (self.keys, self.values):

@@ -53,6 +53,7 @@ class _Prompt:
     request: int
     ids: list[int]
     waiting: int
+    remember: bool = False
     kv: KV | None = None
     logits: Tensor | None = None
 
@@ -65,8 +66,7 @@ class _Text:
     index: int
     sampling: Sampling
     length: int
-    last: int = 0
-    made: int = 0
+    said: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -96,8 +96,11 @@ class Engine:
         """Nothing runs and nothing waits."""
         return not self._running and not self._queue
 
-    def submit(self, ids: Sequence[int], samplings: Sampling | Sequence[Sampling]) -> int:
-        """Queue one prompt with one or more samples; returns the request's number."""
+    def submit(self, ids: Sequence[int], samplings: Sampling | Sequence[Sampling], *, remember: bool = False) -> int:
+        """Queue one prompt with one or more samples; returns the request's number.
+
+        remember: keep what was read and said, so that a next prompt which begins with it is not read anew.
+        """
         each = [samplings] if isinstance(samplings, Sampling) else list(samplings)
         room, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
         longest = max(s.max_new_tokens for s in each)
@@ -114,7 +117,7 @@ class Engine:
                 "shorten the prompt or lower max_new_tokens."
             )
         self._requests += 1
-        prompt = _Prompt(self._requests, list(ids), len(each))
+        prompt = _Prompt(self._requests, list(ids), len(each), remember)
         self._queue.extend((prompt, i, s) for i, s in enumerate(each))
         return prompt.request
 
@@ -229,16 +232,16 @@ class Engine:
         if not prompts:
             return None
         shortest = min(len(p.ids) for p in prompts) - 1
-        if self._prefix and len(self._prefix[0]) <= shortest:
-            held = self._prefix[0]
-            if all(p.ids[: len(held)] == held for p in prompts):
-                return self._prefix
-        first, same = prompts[0].ids, 0
-        while same < shortest and all(p.ids[same] == first[same] for p in prompts):
-            same += 1
+        if self._prefix:
+            held, kv = self._prefix
+            known = min(shortest, _same(held, *(p.ids for p in prompts)))
+            # A conversation may go on from any of its tokens; a batch would lose what its own prompts share beyond it.
+            if known == len(held) or (len(prompts) == 1 and known >= SHARED_PREFIX):
+                return held[:known], [(k[:, :known], v[:, :known]) for k, v in kv]
+        same = min(shortest, _same(*(p.ids for p in prompts)))
         if len(prompts) < 2 or same < SHARED_PREFIX:
             return None
-        head = _Prompt(0, first[:same], 0)
+        head = _Prompt(0, prompts[0].ids[:same], 0)
         self._read_batch([head], 0, None)
         assert head.kv is not None
         self._prefix = (head.ids, head.kv)
@@ -250,7 +253,7 @@ class Engine:
         count = len(self._running)
         fill = min(-count % DECODE_GRID, self._slots - count)  # empty slots run along
         lengths = torch.tensor([t.length for t in self._running] + [0] * fill, device=self._device)
-        ids = torch.tensor([[t.last] for t in self._running] + [[0]] * fill, device=self._device)  # (B, 1)
+        ids = torch.tensor([[t.said[-1]] for t in self._running] + [[0]] * fill, device=self._device)  # (B, 1)
         context = DecodeContext(self._cache, lengths)
         hidden = self.model.hidden(ids, context)
         for text in self._running:
@@ -264,16 +267,15 @@ class Engine:
             logits,
             torch.tensor([p.temperature for p in plans]),
             torch.tensor([p.top_p for p in plans]),
-            uniforms((p.seed for p in plans), (t.made for t in texts)),
+            uniforms((p.seed for p in plans), (len(t.said) for t in texts)),
         )
         tokens = []
         for text, token_id, logprob in zip(texts, ids.tolist(), logprobs.tolist(), strict=True):
-            text.last = token_id
-            text.made += 1
+            text.said.append(token_id)
             reason = None
             if token_id in text.sampling.stop_ids:
                 reason = "stop"
-            elif text.made >= text.sampling.max_new_tokens:
+            elif len(text.said) >= text.sampling.max_new_tokens:
                 reason = "length"
             tokens.append(Token(text.prompt.request, text.index, token_id, logprob, reason))
         ended = {id(t) for t, token in zip(texts, tokens, strict=True) if token.finish_reason}
@@ -284,10 +286,19 @@ class Engine:
         """Take ended texts out; the last running ones move into their slots."""
         slot = 0
         while slot < len(self._running):
-            if id(self._running[slot]) not in ended:
+            text = self._running[slot]
+            if id(text) not in ended:
                 slot += 1
                 continue
+            if text.prompt.remember:  # the last token was drawn, and never read
+                self._prefix = (text.prompt.ids + text.said[:-1], self._cache.read(slot, text.length))
             last = self._running.pop()
             if slot < len(self._running):
                 self._cache.move(len(self._running), slot)
                 self._running[slot] = last
+
+
+def _same(first: Sequence[int], *others: Sequence[int]) -> int:
+    """Number of tokens with which all of these begin."""
+    longest = min(map(len, (first, *others)))
+    return next((i for i in range(longest) if any(o[i] != first[i] for o in others)), longest)

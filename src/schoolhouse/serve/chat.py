@@ -50,7 +50,7 @@ class Chat:
                 f"The conversation has {len(prompt)} tokens and fills the model's context: begin a new one."
             )
         sampling = Sampling(min(self.max_new_tokens, room), temperature=0.0, stop_ids=self.format.stop_ids)
-        self.engine.submit(prompt, sampling)
+        self.engine.submit(prompt, sampling, remember=True)
         splitter, stream = StreamSplitter(), self.format.tokenizer.stream()
         said: list[int] = []
         while not self.engine.idle:

@@ -19,7 +19,7 @@ from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
 from schoolhouse.train.optimizer import Optimizer, learning_rate
 
-SAVE_EVERY_S = 120.0
+SAVE_EVERY_S = 240.0
 METRICS = "metrics.jsonl"
 TIDY_EVERY = (
     10  # steps; the gaps that blocks of unequal sizes leave add up: 0.1 GiB a step (docs/lab-log.md, 2026-11-23)

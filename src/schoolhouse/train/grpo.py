@@ -61,7 +61,7 @@ class Config(StageConfig):
     prompts: int = Field(default=16, ge=1)  # questions a step
     group: int = Field(default=8, ge=2)  # replies to a question
     learn: int = Field(default=4, ge=2)  # of them learnt from, the best and the worst; a smaller group whole
-    updates: int = Field(default=2, ge=1)  # moves of the weights a step, each by its share of the questions
+    updates: int = Field(default=4, ge=1)  # moves of the weights a step, each by its share of the questions
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=3e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
@@ -211,7 +211,7 @@ class Rehearsal:
     ) -> None:
         self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
         self._engine = Engine(model, slots=min(128, config.prompts * config.group))
-        self.ladders = {name: _ladder(task, config.level_up) for name, task in tasks.items()}
+        self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
         self._folder = run.scratch / "rollouts"
         self._has_trimmed_samples = False
 
@@ -332,11 +332,11 @@ class Rehearsal:
             self.ladders[name].restore(held)
 
 
-def _ladder(task: Task, up_at: float) -> Ladder:
+def _ladder(task: Task, config: Config) -> Ladder:
     """Start at the hardest level with worked traces, or at the easiest; leave out levels without training questions."""
     levels = [level for level in task.levels if task.examples("train", level, 1, 0)]
     taught = [level for level in levels if level in task.trace_levels]
-    return Ladder(levels, (taught or levels[:1])[-1], up_at)
+    return Ladder(levels, (taught or levels[:1])[-1], config.level_up, config.group)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:

@@ -18,13 +18,15 @@ FLOOR = 0.01  # weight of a level that teaches nothing now, so that it is neithe
 class Ladder:
     """The levels of one task, and how far the policy has climbed.
 
-    levels: from the easiest; start: the first top level; up_at: success rate above which the next one opens.
+    levels: from the easiest; start: the first top level; up_at: success rate above which the next one opens; group:
+    replies to a question.
     """
 
-    def __init__(self, levels: Sequence[str], start: str, up_at: float) -> None:
+    def __init__(self, levels: Sequence[str], start: str, up_at: float, group: int = 8) -> None:
         self._levels = list(levels)
         self._top = self._levels.index(start)
         self._up_at = up_at
+        self._group = group
         self._recent: dict[str, deque[float]] = {level: deque(maxlen=RECENT) for level in levels}
 
     @property
@@ -33,9 +35,11 @@ class Ladder:
         return self._levels[self._top]
 
     def draw(self, rng: random.Random) -> str:
-        """The level of one prompt, by what its rewards promise to teach: their variance p(1 - p), p being its success.
+        """The level of one prompt, by what it promises to teach: the room that is left above its success p, times the
+        chance that one of the group's replies is right: (1 - p)(1 - (1 - p)^G). Untried levels count as even odds.
 
-        Source: "learnability" of Rutherford et al., arXiv 2408.15099, section 4. Untried levels count as even odds.
+        A group without a right reply, or without a wrong one, teaches nothing; for rare successes this is G times the
+        "learnability" p(1 - p) of Rutherford et al., arXiv 2408.15099, section 4, so that a new rung is not starved.
         """
         open_levels = self._levels[: self._top + 1 + AHEAD]
         weights = [self._promise(level) for level in open_levels]
@@ -45,7 +49,7 @@ class Ladder:
         seen = self._recent[level]
         # One success and one failure are imagined, so that few tries do not settle the matter.
         rate = (sum(seen) + 1.0) / (len(seen) + 2.0)
-        return rate * (1.0 - rate) + FLOOR
+        return (1.0 - rate) * (1.0 - (1.0 - rate) ** self._group) + FLOOR
 
     def record(self, level: str, solved: Sequence[float]) -> None:
         """Note the outcome of a group (1 solved, 0 not) and climb while the top level is mastered."""
