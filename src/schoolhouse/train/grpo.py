@@ -61,7 +61,7 @@ class Config(StageConfig):
     prompts: int = Field(default=16, ge=1)  # questions a step
     group: int = Field(default=8, ge=2)  # replies to a question
     learn: int = Field(default=4, ge=2)  # of them learnt from, the best and the worst; a smaller group whole
-    updates: int = Field(default=4, ge=1)  # moves of the weights a step, each by its share of the questions
+    updates: int = Field(default=2, ge=1)  # moves of the weights a step, each by its share of the questions
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=3e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
