@@ -30,6 +30,7 @@ def ours(folder: Path, steps: int) -> list[float]:
     import torch
 
     from schoolhouse.core.run import Run
+    from schoolhouse.core.runtime import keep_memory
     from schoolhouse.infer.engine import Engine
     from schoolhouse.infer.sampler import Sampling
     from schoolhouse.model.weights import load_model
@@ -40,8 +41,9 @@ def ours(folder: Path, steps: int) -> list[float]:
     from schoolhouse.train.rollout import roll_out
 
     run = Run.for_tests(Path(tempfile.mkdtemp()))
+    keep_memory()  # as `schoolhouse run` does
     torch.set_num_threads(2)
-    config = grpo.Config(model="base", tasks=["boxes"], prompts=PROMPTS, group=GROUP)
+    config = grpo.Config(model="base", tasks=["boxes"], prompts=PROMPTS, group=GROUP, learn_truncated=True)
     chat, task = ChatFormat.load(folder), load_task("boxes")
     model = load_model(folder, torch.bfloat16)
     optimizer, engine = Optimizer(model), Engine(model, slots=PROMPTS * GROUP)

@@ -21,8 +21,10 @@ def tokenizer(folder):
     return Tokenizer.load(folder)
 
 
-def test_ids_and_names(tokenizer):
-    assert tokenizer.vocab_size == 512
+def test_ids_and_names(tokenizer, folder):
+    file = json.loads((folder / "tokenizer.json").read_text())
+    names = {*file["model"]["vocab"], *(token["content"] for token in file["added_tokens"])}
+    assert tokenizer.vocab_size == len(names) > 400
     assert tokenizer.bos_id == 1
     assert tokenizer.eos_ids == {2}
     assert tokenizer.control_ids == {0, 1, 2}
