@@ -60,8 +60,8 @@ class Optimizer:
             ]
             adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, eps=1e-8, fused=True)
             self._parts.append((names, adamw))
-            for weight in (self._masters[n] for n in names):
-                adamw.state[weight] = _first_state(weight)
+            for master in (self._masters[n] for n in names):
+                adamw.state[master] = _first_state(master)
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
