@@ -30,7 +30,6 @@ def ours(folder: Path, steps: int) -> list[float]:
     import torch
 
     from schoolhouse.core.run import Run
-    from schoolhouse.core.runtime import keep_memory
     from schoolhouse.infer.engine import Engine
     from schoolhouse.infer.sampler import Sampling
     from schoolhouse.model.weights import load_model
@@ -41,7 +40,7 @@ def ours(folder: Path, steps: int) -> list[float]:
     from schoolhouse.train.rollout import roll_out
 
     run = Run.for_tests(Path(tempfile.mkdtemp()))
-    keep_memory()  # as `schoolhouse run` does
+    assert run.runtime.threads == 1  # a run for tests sets one thread as soon as its runtime is asked for
     torch.set_num_threads(2)
     config = grpo.Config(model="base", tasks=["boxes"], prompts=PROMPTS, group=GROUP, learn_truncated=True)
     chat, task = ChatFormat.load(folder), load_task("boxes")
