@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +30,7 @@ def ours(folder: Path, steps: int) -> list[float]:
     """Seconds of each of our steps: rollout, judge, advantages, update."""
     import torch
 
+    from schoolhouse.core.config import MachineConfig
     from schoolhouse.core.run import Run
     from schoolhouse.infer.engine import Engine
     from schoolhouse.infer.sampler import Sampling
@@ -39,9 +41,8 @@ def ours(folder: Path, steps: int) -> list[float]:
     from schoolhouse.train.optimizer import Optimizer
     from schoolhouse.train.rollout import roll_out
 
-    run = Run.for_tests(Path(tempfile.mkdtemp()))
-    assert run.runtime.threads == 1  # a run for tests sets one thread as soon as its runtime is asked for
-    torch.set_num_threads(2)
+    run = replace(Run.for_tests(Path(tempfile.mkdtemp())), machine=MachineConfig(device="cpu", threads=2))
+    assert run.runtime.threads == torch.get_num_threads() == 2
     config = grpo.Config(model="base", tasks=["boxes"], prompts=PROMPTS, group=GROUP, learn_truncated=True)
     chat, task = ChatFormat.load(folder), load_task("boxes")
     model = load_model(folder, torch.bfloat16)

@@ -15,9 +15,16 @@ import json
 import platform
 from pathlib import Path
 
+import schoolhouse
 from schoolhouse.pipeline import run_recipe
 
 RECIPE = Path(__file__).with_name("reasoning.toml")
+
+
+def code_sha256() -> str:
+    """Which code made a result: a hash over the package's modules."""
+    files = sorted(Path(schoolhouse.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def outcome(seed: int, home: Path) -> dict[str, object]:
@@ -26,6 +33,7 @@ def outcome(seed: int, home: Path) -> dict[str, object]:
     report = json.loads(done["report"].file("report.json").read_text())
     return {
         "seed": seed,
+        "code_sha256": code_sha256(),
         "met": report["verdict"]["met"],
         "verdict": report["verdict"],
         "accuracy": [row for row in report["accuracy"] if row["mode"] == "thinking"],

@@ -118,6 +118,7 @@ class TestLedger:
         assert ScriptDirectory.from_config(config).get_current_head() == HEAD
         with sqlite3.connect(tmp_path / "home" / "ledger.sqlite") as raw:
             assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
+            assert raw.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         raw.close()
 
     def test_a_ledger_of_a_newer_version_is_refused(self, url, tmp_path):

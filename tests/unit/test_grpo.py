@@ -29,6 +29,7 @@ from schoolhouse.tasks.load import load_tasks
 from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train import grpo, sft
+from schoolhouse.train.fit import even_cuts
 from schoolhouse.train.policy import group_advantages
 from schoolhouse.train.rollout import Group, Rollouts, Sample
 
@@ -271,14 +272,14 @@ def test_numbers_that_do_not_fit_are_found_before_the_start(task):
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=20), st.integers(64, 1200))
 def test_parts_are_few_even_and_hold_everything_once(sizes, most):
-    cuts = grpo.even_cuts(sizes, most)
+    cuts = even_cuts(sizes, most)
     assert sorted(itertools.chain(*cuts)) == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in cut) <= most or len(cut) == 1 for cut in cuts)
     assert [sizes[i] for cut in cuts for i in cut] == sorted(sizes)
 
 
 def test_what_fits_into_two_parts_is_cut_in_the_middle():
-    assert [len(cut) for cut in grpo.even_cuts([270] * 6, 1024)] == [3, 3]
+    assert [len(cut) for cut in even_cuts([270] * 6, 1024)] == [3, 3]
 
 
 def test_a_step_moves_the_weights_once_for_each_share_of_the_questions(starter, task, tmp_path):

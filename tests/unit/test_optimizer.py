@@ -47,6 +47,20 @@ def test_adamw_is_torchs_with_the_clip():
     assert 0 < clipped < 5
 
 
+def test_a_network_that_is_frozen_is_said_to_be():
+    with pytest.raises(TrainError, match="frozen"):
+        Optimizer(network().requires_grad_(False)).step(1e-3)
+
+
+def test_a_restored_memory_stays_where_it_was_made():
+    optimizer = Optimizer(network())
+    held = {name: tensor.clone() + 1 for name, tensor in optimizer.tensors().items()}
+    places = {name: tensor.data_ptr() for name, tensor in optimizer.tensors().items()}
+    optimizer.restore(held)
+    assert {name: tensor.data_ptr() for name, tensor in optimizer.tensors().items()} == places
+    assert all(torch.equal(tensor, held[name]) for name, tensor in optimizer.tensors().items())
+
+
 def test_frozen_parameters_stay():
     model = network()
     for name, weight in model.named_parameters():

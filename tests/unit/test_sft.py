@@ -14,6 +14,7 @@ from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.text.chat import ChatFormat, Rendered
 from schoolhouse.text.records import Conversation
 from schoolhouse.text.reply import render_reply
+from schoolhouse.train import fit as fit_module
 from schoolhouse.train import sft
 from schoolhouse.train.fit import Batch, Course, fit
 from schoolhouse.train.optimizer import Optimizer
@@ -183,6 +184,13 @@ def test_spent_time_ends_the_course_and_keeps_the_model(pupil, tmp_path):
     assert (out.path / "model.safetensors").exists()
     rates = [row["lr"] for row in metrics(out.path)]
     assert rates[-1] < 0.5 * max(rates), "the rate's course knows how much time is left"
+
+
+def test_unused_memory_is_given_back_now_and_then(pupil, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(fit_module, "release_memory", lambda: given.append(1))
+    out = teach(pupil, tmp_path, epochs=100)
+    assert len(given) == out.meta["steps"] // fit_module.TIDY_EVERY > 0
 
 
 def test_what_the_recipe_has_left_never_cuts_a_stage_without_a_share(pupil, tmp_path):

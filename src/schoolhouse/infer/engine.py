@@ -17,12 +17,12 @@ from torch import Tensor
 from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
-from schoolhouse.model.packed import filler
+from schoolhouse.kernels.grid import filler
 from schoolhouse.model.transformer import Transformer
 
 PREFILL_TOKENS = 2048  # read at once: enough to keep the products busy, and the others wait only briefly
 ADMIT_TOGETHER = 8  # prompts read together cost half of what they cost alone
-DECODE_GRID = 8  # texts run in multiples of this, so that few shapes are ever multiplied (`model.packed.GRID`)
+DECODE_GRID = 8  # texts that run together come in multiples of this (`kernels/grid.py`)
 SHARED_PREFIX = 8  # tokens from which a common beginning is worth a pass of its own
 
 
@@ -251,7 +251,7 @@ class Engine:
         """One token for every running text."""
         self._cache.reserve(max(t.length for t in self._running) + 1)
         count = len(self._running)
-        fill = min(-count % DECODE_GRID, self._slots - count)  # empty slots run along
+        fill = min(filler(count, DECODE_GRID), self._slots - count)  # empty slots run along
         lengths = torch.tensor([t.length for t in self._running] + [0] * fill, device=self._device)
         ids = torch.tensor([[t.said[-1]] for t in self._running] + [[0]] * fill, device=self._device)  # (B, 1)
         context = DecodeContext(self._cache, lengths)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GRID_ROWS = 32  # rows come in multiples of this, so that few shapes are ever multiplied (`model.packed.GRID`)
+from schoolhouse.kernels.grid import filler
+
 BLOCK_ROWS = 256  # 256 x 49,152 logits in fp32 are 50 MB: large enough for a fast product, small enough to forget
 
 
@@ -22,7 +23,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See `token_logprobs`."""
         ctx.rows = hidden.shape[0]
-        fill = -ctx.rows % GRID_ROWS
+        fill = filler(ctx.rows)
         hidden, targets = F.pad(hidden, (0, 0, 0, fill)), F.pad(targets, (0, fill))
         rows, words = hidden.shape[0], weight.shape[0]
         logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)

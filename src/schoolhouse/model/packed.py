@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 
 from schoolhouse.kernels.attention import attend
+from schoolhouse.kernels.grid import filler
 
-# Rows of a product come in multiples of this. oneDNN compiles and keeps a kernel for every shape that it meets: ever
-# new lengths cost a millisecond each, and half a megabyte that scatters over the heap (docs/lab-log.md, 2026-11-23).
-GRID = 32
-
-
-def filler(tokens: int) -> int:
-    """Tokens to add to a row of so many: a short text at its end that nobody reads."""
-    return -tokens % GRID
+WIDTH_GRID = 16  # of rows as attention sees them
 
 
 class _Take(torch.autograd.Function):
@@ -53,7 +47,8 @@ class Rows:
         sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
         starts = sizes.cumsum(0) - sizes
         self.count = len(lengths)
-        self.width = -(-int(sizes.max()) // (GRID // 2)) * (GRID // 2)
+        longest = int(sizes.max())
+        self.width = longest + filler(longest, WIDTH_GRID)
         self.lengths = sizes
         column = torch.arange(self.width, device=device)[None]
         inside = column < sizes[:, None]  # (R, T)

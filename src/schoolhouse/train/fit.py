@@ -21,9 +21,7 @@ from schoolhouse.train.optimizer import Optimizer, learning_rate
 
 SAVE_EVERY_S = 240.0
 METRICS = "metrics.jsonl"
-TIDY_EVERY = (
-    10  # steps; the gaps that blocks of unequal sizes leave add up: 0.1 GiB a step (docs/lab-log.md, 2026-11-23)
-)
+TIDY_EVERY = 10  # steps; gaps between blocks of unequal sizes add up to 0.1 GiB a step (docs/lab-log.md, 2026-11-23)
 
 
 @dataclass
@@ -38,6 +36,25 @@ class Batch:
     tokens: int
     figures: dict[str, Any] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
+
+
+def even_cuts(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Indices of things of these sizes in as few parts of at most `most` (or one thing) as even shares allow.
+
+    Neighbours in size lie together, since attention pads them to one width.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    count = -(-sum(sizes) // most)
+    share = sum(sizes) / max(count, 1)
+    cuts: list[list[int]] = []
+    held = 0
+    for i in order:
+        if not cuts or held + sizes[i] > most or held + sizes[i] / 2 > share:
+            cuts.append([])
+            held = 0
+        cuts[-1].append(i)
+        held += sizes[i]
+    return cuts
 
 
 class Source(Protocol):

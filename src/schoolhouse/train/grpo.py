@@ -25,15 +25,16 @@ from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
+from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.loss import token_logprobs
-from schoolhouse.model.packed import Packed, filler
+from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.ladder import Ladder
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.policy import (
@@ -49,6 +50,8 @@ from schoolhouse.train.result import keep_model, training_bytes
 from schoolhouse.train.rollout import Group, Rollouts, roll_out
 
 SAMPLES = "samples.jsonl"
+MOST_SLOTS = 128
+SLOT_SHARE = 0.064  # bytes a reply and parameter: 1.1 GB more than the cold start with 128 replies of 135M, measured
 SHOWN = ("reward", "right", "signal", "length", "entropy", "top", "rollout_tok_s")
 
 
@@ -96,9 +99,15 @@ def fingerprint(config: Config) -> str:
 
 
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
-    """Bytes that the stage takes at most, estimated: the policy's training and, with a KL term, the reference."""
+    """Bytes that the stage takes at most, estimated: the policy's training, its replies and, with KL, the reference."""
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
-    return training_bytes(params, config.part_tokens) + (2 * params if config.kl > 0 else 0)
+    replies = int(SLOT_SHARE * params * slots(config))
+    return training_bytes(params, config.part_tokens) + replies + (2 * params if config.kl > 0 else 0)
+
+
+def slots(config: Config) -> int:
+    """Replies that are sampled at once."""
+    return min(MOST_SLOTS, config.prompts * config.group)
 
 
 @dataclass(frozen=True)
@@ -149,25 +158,6 @@ def make_part(
     )
 
 
-def even_cuts(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of things of these sizes in as few parts of at most `most` (or one thing) as even shares allow.
-
-    Neighbours in size lie together, since attention pads them to one width.
-    """
-    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    count = -(-sum(sizes) // most)
-    share = sum(sizes) / max(count, 1)
-    cuts: list[list[int]] = []
-    held = 0
-    for i in order:
-        if not cuts or held + sizes[i] > most or held + sizes[i] / 2 > share:
-            cuts.append([])
-            held = 0
-        cuts[-1].append(i)
-        held += sizes[i]
-    return cuts
-
-
 class GroupObjective:
     """The loss of a part; holds the reference policy where a distance to it is asked for."""
 
@@ -210,7 +200,7 @@ class Rehearsal:
         self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
     ) -> None:
         self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
-        self._engine = Engine(model, slots=min(128, config.prompts * config.group))
+        self._engine = Engine(model, slots=slots(config))
         self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
         self._folder = run.scratch / "rollouts"
         self._has_trimmed_samples = False

@@ -22,7 +22,7 @@ class Ladder:
     replies to a question.
     """
 
-    def __init__(self, levels: Sequence[str], start: str, up_at: float, group: int = 8) -> None:
+    def __init__(self, levels: Sequence[str], start: str, up_at: float, group: int) -> None:
         self._levels = list(levels)
         self._top = self._levels.index(start)
         self._up_at = up_at

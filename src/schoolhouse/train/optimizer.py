@@ -18,7 +18,7 @@ from schoolhouse.model.transformer import Transformer
 
 Kind = Literal["adamw", "muon"]
 
-CHUNK = 1 << 24  # weights
+CHUNK = 1 << 24  # weights that take their step together, or one matrix
 
 
 class Optimizer:
@@ -51,16 +51,14 @@ class Optimizer:
             muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             self._parts.append((hidden, muon))
         for names in _chunks({n: m for n, m in self._masters.items() if n not in hidden}):
+            masters = [self._masters[n] for n in names]
             groups = [
-                {
-                    "params": [self._masters[n] for n in names if self._masters[n].ndim >= 2],
-                    "weight_decay": weight_decay,
-                },
-                {"params": [self._masters[n] for n in names if self._masters[n].ndim < 2], "weight_decay": 0.0},
+                {"params": [m for m in masters if m.ndim >= 2], "weight_decay": weight_decay},
+                {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
             ]
             adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, eps=1e-8, fused=True)
             self._parts.append((names, adamw))
-            for master in (self._masters[n] for n in names):
+            for master in masters:
                 adamw.state[master] = _first_state(master)
 
     @torch.no_grad()
@@ -70,6 +68,8 @@ class Optimizer:
         Raises TrainError, with the weights untouched, if the norm is not a number.
         """
         grads = {n: w.grad for n, w in self._weights.items() if w.grad is not None}
+        if not grads:
+            raise TrainError("No parameter has a gradient: all of the network is frozen.")
         norm = float(torch.linalg.vector_norm(torch.stack([_norm(g) for g in grads.values()])))
         if not math.isfinite(norm):
             raise TrainError(
@@ -110,7 +110,10 @@ class Optimizer:
                 suffix = f".{by_id[id(weight)]}"
                 held = {k.removesuffix(suffix): v for k, v in tensors.items() if k.endswith(suffix)}
                 held = {k: v.clone() for k, v in held.items() if k != "master" and "." not in k}
-                if held:
+                if held.keys() == part.state[weight].keys():
+                    for key, value in held.items():
+                        part.state[weight][key].copy_(value)
+                elif held:
                     part.state[weight] = held
 
 

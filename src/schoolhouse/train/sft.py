@@ -16,13 +16,14 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.core.run import Run
+from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.loss import token_logprobs
-from schoolhouse.model.packed import Packed, filler
+from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
 from schoolhouse.text.records import read_conversations
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
 
@@ -135,18 +136,10 @@ class Conversations:
         """See `Source.batch`; the last batch of an epoch reaches into the next."""
         size = self._config.batch
         picked = [self._row(i) for i in range(step * size, (step + 1) * size)]
-        picked.sort(key=lambda row: len(row.ids))  # neighbours of one length waste least in attention
         learnt = sum(sum(row.loss_mask[1:]) for row in picked)
-        parts: list[Part] = []
-        held: list[Rendered] = []
-        tokens = 0
-        for row in picked:
-            if held and tokens + len(row.ids) > self._config.part_tokens:
-                parts.append(make_part(held, learnt, self._run.runtime.device))
-                held, tokens = [], 0
-            held.append(row)
-            tokens += len(row.ids)
-        parts.append(make_part(held, learnt, self._run.runtime.device))
+        cuts = even_cuts([len(row.ids) for row in picked], self._config.part_tokens)
+        device = self._run.runtime.device
+        parts = [make_part([picked[i] for i in cut], learnt, device) for cut in cuts]
         return Batch([parts], sum(len(row.ids) for row in picked), {"learnt_tokens": learnt})
 
     def _row(self, index: int) -> Rendered:
