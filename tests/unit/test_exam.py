@@ -186,9 +186,33 @@ def test_what_the_recipe_has_left_does_not_cut_the_exam_but_is_said(candidates, 
 @given(st.integers(0, 700), st.lists(st.integers(1, 9), min_size=1, max_size=12))
 def test_spread_gives_out_every_item_and_is_fair(items, weights):
     named = {str(i): float(w) for i, w in enumerate(weights)}
-    counts = exam.spread(items, named)
+    counts = exam.spread(items, named, {})
     assert sum(counts.values()) == items
     assert all(abs(counts[k] - items * w / sum(weights)) < 1 for k, w in named.items())
+
+
+@given(
+    st.integers(0, 700),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 90)), min_size=1, max_size=12),
+)
+def test_what_a_full_level_cannot_take_the_others_get(items, levels):
+    weights = {str(i): float(w) for i, (w, _) in enumerate(levels)}
+    most = {str(i): m for i, (_, m) in enumerate(levels)}
+    counts = exam.spread(items, weights, most)
+    assert list(counts) == list(weights)
+    assert all(counts[k] <= most[k] for k in counts)
+    assert all(counts[k] == 0 for k, w in weights.items() if not w)
+    assert sum(counts.values()) == min(items, sum(m for w, m in levels if w))
+
+
+def test_a_level_of_few_questions_does_not_make_the_exam_smaller():
+    config = make_config(tasks=["arithmetic"], levels={}, items=500, items_base=200)
+    tasks = {t.name: t for t in load_tasks(config.tasks)}
+    drawn = exam.draw_questions(config, tasks, seed=0)
+    assert sum(len(examples) for examples in drawn["arithmetic"].values()) == 500
+    assert len(drawn["arithmetic"]["1-1"]) < 30
+    for is_base, items in ((False, 500), (True, 200)):
+        assert len(exam._share_of(config, tasks, drawn, "thinking", is_base)) == items
 
 
 def test_questions_come_from_the_test_split_and_are_mixed():

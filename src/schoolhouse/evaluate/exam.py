@@ -32,6 +32,7 @@ from schoolhouse.text.chat import ChatFormat
 EXAM, ITEMS, TRANSCRIPTS = "exam.json", "items.jsonl", "transcripts.jsonl"
 SLOTS = 128
 _SAY_EVERY_S = 3.0
+_READING = 32  # tokens of a reply that take about as long as reading a question of 100 tokens
 
 Mode = Literal["thinking", "direct"]
 
@@ -113,16 +114,38 @@ _TEXTS = ("question", "answer", "reply")
 def draw_questions(config: Config, tasks: Mapping[str, Task], seed: int) -> dict[str, dict[str, list[Example]]]:
     """The held-out questions by task and level, the same for every model of every exam with this seed."""
     drawn: dict[str, dict[str, list[Example]]] = {}
+    items = max(config.items, config.items_base, config.items_direct)
     for name, task in tasks.items():
-        counts = spread(max(config.items, config.items_base, config.items_direct), _weights(config, task))
-        drawn[name] = {level: task.examples("test", level, n, seed) for level, n in counts.items() if n}
+        drawn[name] = _draw(task, items, _weights(config, task), seed)
     return drawn
 
 
-def spread(items: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """Divide items over levels by weight, exactly: what is left over goes to the largest remainders."""
+def _draw(task: Task, items: int, weights: Mapping[str, float], seed: int) -> dict[str, list[Example]]:
+    """So many questions by level; what a level lacks, for it has no more, the others give."""
+    most: dict[str, int] = {}
+    while True:
+        counts = spread(items, weights, most)
+        drawn = {level: task.examples("test", level, n, seed) for level, n in counts.items() if n}
+        short = {level: len(examples) for level, examples in drawn.items() if len(examples) < counts[level]}
+        if not short:
+            return drawn
+        most |= short
+
+
+def spread(items: int, weights: Mapping[str, float], most: Mapping[str, int]) -> dict[str, int]:
+    """Divide items over levels by weight, exactly: what is left over goes to the largest remainders.
+
+    A level in `most` gets no more than that, and the others share what it cannot take.
+    """
     total = sum(weights.values())
-    exact = {level: items * weight / total for level, weight in weights.items()}
+    exact = {level: items * weight / total if total else 0.0 for level, weight in weights.items()}
+    full = {level: most[level] for level, value in exact.items() if value > most.get(level, value)}
+    if full:
+        others = {level: weight for level, weight in weights.items() if level not in full}
+        counts = full | spread(items - sum(full.values()), others, most)
+        return {level: counts[level] for level in weights}
+    if not total:
+        return dict.fromkeys(weights, 0)
     counts = {level: int(value) for level, value in exact.items()}
     by_remainder = sorted(exact, key=lambda level: counts[level] - exact[level])
     for level in by_remainder[: items - sum(counts.values())]:
@@ -150,9 +173,10 @@ def _share_of(
     items = min(items, config.items_base) if is_base else items
     due: list[tuple[float, int, str, Example]] = []
     for name, task in tasks.items():
-        counts = spread(items, _weights(config, task))
+        drawn = questions[name]
+        counts = spread(items, _weights(config, task), {level: len(examples) for level, examples in drawn.items()})
         for rank, level in enumerate(task.levels):
-            asked = questions[name].get(level, [])[: counts[level]]
+            asked = drawn.get(level, [])[: counts[level]]
             due += [((place + 0.5) / len(asked), -rank, name, e) for place, e in enumerate(asked)]
     return [example for *_, example in sorted(due, key=lambda row: row[:3])]
 
@@ -183,8 +207,8 @@ class _Unit:
 
     @property
     def work(self) -> int:
-        """Tokens that it may take at most: by it the time of the exam is divided."""
-        return len(self.examples) * self.most_tokens
+        """Tokens that it may take at most, and what reading costs: by it the time of the exam is divided."""
+        return len(self.examples) * (self.most_tokens + _READING)
 
 
 def _cut(unit: _Unit, rows: Sequence[object]) -> dict[str, Any] | None:
