@@ -1,4 +1,4 @@
-"""Every dense family against transformers' own code: tiny random models, written by one side, read by the other."""
+"""Every family against transformers' own code: tiny random models, written by one side, read by the other."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.model.families import FAMILIES, from_hf, to_hf
+from schoolhouse.model.family import SIZES
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_config, load_model, save_model
 
@@ -30,6 +32,28 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+DEEPSEEK_YARN = YARN | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.9, "beta_fast": 32, "beta_slow": 1}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+DEEPSEEK = {
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
+V3 = {"num_nextn_predict_layers": 0, "num_key_value_heads": 4}
 CASES = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
@@ -44,6 +68,63 @@ CASES = {
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
     "qwen3-biases": ("Qwen3", {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 16}),
+    "qwen2-mixed-windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
+    "llama-yarn": ("Llama", {"rope_parameters": YARN}),
+    "qwen3_moe": ("Qwen3Moe", {"head_dim": 16, "mlp_only_layers": [1], "norm_topk_prob": True, **EXPERTS}),
+    "qwen3_moe-unnormed": ("Qwen3Moe", {"head_dim": 16, "decoder_sparse_step": 2, **EXPERTS}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "deepseek_v2": ("DeepseekV2", {**DEEPSEEK, **GROUPS, "topk_method": "group_limited_greedy", "q_lora_rank": 48}),
+    "deepseek_v2-greedy": ("DeepseekV2", {**DEEPSEEK, "q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN}),
+    "deepseek_v3": ("DeepseekV3", {**DEEPSEEK, **GROUPS, **V3, "q_lora_rank": 48}),
+    "deepseek_v3-yarn": (
+        "DeepseekV3",
+        {**DEEPSEEK, **GROUPS, **V3, "rope_parameters": DEEPSEEK_YARN, "q_lora_rank": 48},
+    ),
+    "deepseek_v3-moonlight": (
+        "DeepseekV3",
+        {**DEEPSEEK, **V3, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "rope_interleave": False},
+    ),
+    "deepseek_v3-biases": ("DeepseekV3", {**DEEPSEEK, **GROUPS, **V3, "q_lora_rank": 48, "attention_bias": True}),
+    "gemma3_text": ("Gemma3Text", {"head_dim": 24, "sliding_window": 7, "query_pre_attn_scalar": 20}),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 16, "sliding_window": 7, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
+    ),
+    "gemma3_text-caps": (
+        "Gemma3Text",
+        {
+            "head_dim": 16,
+            "sliding_window": 7,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "falcon": ("Falcon", {}),
+    "falcon-new": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon-one-norm": (
+        "Falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-sequential": ("Falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "phi": ("Phi", {"partial_rotary_factor": 0.5}),
+    "phi-few-keys": ("Phi", {"num_key_value_heads": 2, "partial_rotary_factor": 0.25}),
+    "phi3": ("Phi3", {"pad_token_id": 0}),
+    "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": 7, "partial_rotary_factor": 0.5}),
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
+    "gpt_neox-sequential": ("GPTNeoX", {"use_parallel_residual": False, "rotary_pct": 1.0, "attention_bias": False}),
+    "gptj": ("GPTJ", {"rotary_dim": 8}),
+}
+ARCHITECTURES = {"Gemma3Text": "Gemma3ForCausalLM"}
+OTHERWISE_NAMED = {
+    "Falcon": ("num_key_value_heads", "intermediate_size"),
+    "GPTJ": ("num_key_value_heads", "intermediate_size"),
+    "GPTNeoX": ("num_key_value_heads",),
+    "DeepseekV2": ("num_key_value_heads",),
+    "DeepseekV3": ("num_key_value_heads",),
 }
 
 
@@ -51,10 +132,13 @@ def theirs(case: str) -> transformers.PreTrainedModel:
     """A tiny random model of transformers; norms and biases are random too, so that a lost one shows."""
     family, settings = CASES[case]
     torch.manual_seed(sorted(CASES).index(case))
-    config = getattr(transformers, f"{family}Config")(**{**TINY, **settings})
-    model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+    sizes = {key: value for key, value in TINY.items() if key not in OTHERWISE_NAMED.get(family, ())}
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **settings})
+    # Grouped products and fused kernels of theirs round otherwise; the plain ones are the reference.
+    config._attn_implementation = "eager"
+    model = getattr(transformers, ARCHITECTURES.get(family, f"{family}ForCausalLM"))(config).float().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *(b for n, b in model.named_buffers() if n.endswith("correction_bias"))):
             if parameter.ndim == 1:
                 parameter += 0.2 * torch.randn_like(parameter)
     return model
@@ -77,13 +161,18 @@ def test_logits_are_transformers_logits(pair):
         torch.testing.assert_close(ours(ids()).logits, reference(ids()).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_are_transformers_gradients(pair):
+def test_gradients_are_transformers_gradients(pair, tmp_path_factory):
     reference, ours, _ = pair
     for model in (reference, ours):
         logits = model(ids()).logits
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids()[:, 1:].flatten()).backward()
-    wanted = {name: p.grad for name, p in reference.named_parameters()}
-    got = {name: p.grad for name, p in ours.named_parameters()}
+        with torch.no_grad():  # written as if they were weights, so that both stand under the names of the checkpoint
+            for parameter in model.parameters():
+                parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    folders = [tmp_path_factory.mktemp("gradients") for _ in range(2)]
+    reference.save_pretrained(folders[0])
+    save_model(ours, folders[1], dtype=None)
+    wanted, got = ({k: v for p in f.glob("*.safetensors") for k, v in load_file(p).items()} for f in folders)
     assert got.keys() == wanted.keys()
     for name, gradient in got.items():
         torch.testing.assert_close(
@@ -137,7 +226,7 @@ def test_config_goes_round(pair):
     raw = to_hf(ours.config, "float32")
     assert from_hf(raw) == ours.config == load_config(folder)
     assert json.loads(json.dumps(raw)) == raw
-    assert ours.config.num_params() == sum(p.numel() for p in ours.parameters())
+    assert ours.config.num_params() == sum(t.numel() for t in ours.state_dict().values())
 
 
 def test_every_family_is_covered():
@@ -146,8 +235,11 @@ def test_every_family_is_covered():
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_defaults_of_absent_keys_are_transformers_defaults(model_type: str, tmp_path: Path):
-    architecture = FAMILIES[model_type].architecture
-    fresh = getattr(transformers, architecture.replace("ForCausalLM", "Config"))()
+    must = {"num_experts_per_tok": 2} if model_type == "deepseek_v2" else {}  # theirs has none by default
+    fresh = transformers.AutoConfig.for_model(model_type, **must)
+    fresh.architectures = [FAMILIES[model_type].architecture]
     fresh.save_pretrained(tmp_path)
-    sizes = {key: getattr(fresh, key) for key in TINY if key.endswith(("_size", "_layers", "attention_heads"))}
-    assert from_hf({"model_type": model_type, **sizes}) == load_config(tmp_path)
+    theirs = {ours: key for key, ours in FAMILIES[model_type].keys.items()}
+    written = json.loads((tmp_path / "config.json").read_text())
+    sizes = {theirs.get(key, key): written[theirs.get(key, key)] for key in SIZES}
+    assert from_hf({"model_type": model_type, **sizes, **must}) == load_config(tmp_path)

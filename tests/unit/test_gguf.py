@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.model.config import FULL
 from schoolhouse.model.families import from_hf
 from schoolhouse.model.gguf import gguf_to_hf, hf_config, hf_tensors, read_gguf
-from schoolhouse.model.layers import rope_frequencies
+from schoolhouse.model.layers import Rotary
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 
@@ -145,7 +146,7 @@ def test_llama_3_scaling_is_recognised_by_its_divisors(tmp_path: Path, factor: f
     rule["original_max_position_embeddings"] = 8192
     sizes = CASES["llama"] | {"rope_theta": 500000.0, "num_attention_heads": 1, "num_key_value_heads": 1}
     plain, scaled = from_hf(RAW | sizes), from_hf(RAW | sizes | {"rope_scaling": rule})
-    divisors = (rope_frequencies(plain) / rope_frequencies(scaled)).numpy()
+    divisors = (Rotary(plain).frequencies[FULL] / Rotary(scaled).frequencies[FULL]).numpy()
     write_gguf(tmp_path / "m.gguf", tiny_model(**sizes), "llama", rope_freqs__weight=divisors)
     assert from_hf(hf_config(read_gguf(tmp_path / "m.gguf"))).rope_scaling == scaled.rope_scaling
     write_gguf(tmp_path / "n.gguf", tiny_model(**sizes), "llama", rope_freqs__weight=divisors * 1.5)

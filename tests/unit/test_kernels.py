@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from schoolhouse.kernels.attention import attend, causal_bias
+from schoolhouse.kernels.attention import Scoring, attend, causal_bias
+from schoolhouse.kernels.experts import mix_experts, mix_experts_plain
 from schoolhouse.kernels.fused import rms_norm, rms_norm_plain
 from schoolhouse.kernels.loss import BLOCK_ROWS, token_logprobs, token_logprobs_plain
 
@@ -27,6 +28,20 @@ def test_token_logprobs_and_gradients_are_the_twins(rows):
         logprobs, entropy = function(hidden, weight, targets)
         (logprobs * draw(rows, seed=3)).sum().backward()
         results.append((logprobs.detach(), entropy, hidden.grad, weight.grad))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_token_logprobs_know_a_head_with_a_bias_and_a_cap():
+    results = []
+    for function in (token_logprobs, token_logprobs_plain):
+        hidden, weight, targets = head_and_targets(BLOCK_ROWS + 5)
+        bias = draw(len(weight), seed=4)
+        for tensor in (hidden, weight, bias):
+            tensor.requires_grad_()
+        logprobs, entropy = function(hidden, weight, targets, bias, 2.5)
+        (logprobs * draw(len(targets), seed=3)).sum().backward()
+        results.append((logprobs.detach(), entropy, hidden.grad, weight.grad, bias.grad))
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
@@ -101,14 +116,45 @@ def test_attend_is_torchs_attention(heads, kv_heads, queries, keys, window):
     wanted = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2), k, v, attn_mask=seen, enable_gqa=True, scale=0.3
     )
-    got = attend(q, k, v, causal_bias(queries, keys, torch.float32, window), 0.3)
+    got = attend(q, k, v, causal_bias(queries, keys, torch.float32, window), Scoring(0.3, window))
     torch.testing.assert_close(got, wanted.transpose(1, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_attend_with_a_bias_of_each_row():
     q, k, v = draw(2, 1, 2, 8), draw(2, 1, 4, 8, seed=1), draw(2, 1, 4, 8, seed=2)
     bias = torch.tensor([[[0.0, 0.0, float("-inf"), float("-inf")]], [[0.0, 0.0, 0.0, 0.0]]])
-    got = attend(q, k, v, bias, 1.0)
-    alone = attend(q[:1], k[:1, :, :2], v[:1, :, :2], torch.zeros(1, 1, 2), 1.0)
+    got = attend(q, k, v, bias, Scoring(1.0))
+    alone = attend(q[:1], k[:1, :, :2], v[:1, :, :2], torch.zeros(1, 1, 2), Scoring(1.0))
     torch.testing.assert_close(got[:1], alone, rtol=1e-6, atol=1e-6)
     assert (got[1] - alone[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("tokens", "experts", "active"), [(1, 4, 2), (40, 6, 3), (64, 16, 1)])
+def test_mixed_experts_and_their_gradients_are_the_twins(tokens, experts, active):
+    results = []
+    for function in (mix_experts, mix_experts_plain):
+        x, shares = draw(tokens, 12), draw(tokens, active, seed=1).sigmoid()
+        chosen = draw(tokens, experts - 1, seed=2).topk(active).indices  # the last expert gets no token
+        matrices = [
+            [draw(*shape, seed=10 * kind + e) for e in range(experts)]
+            for kind, shape in enumerate([(7, 12), (7, 12), (12, 7)], start=1)
+        ]
+        leaves = [x, shares, *(m for kind in matrices for m in kind)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        out = function(x, chosen, shares, *matrices)
+        (out * draw(tokens, 12, seed=5)).sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for got, wanted in zip(*results, strict=True):
+        got = torch.zeros_like(wanted) if got is None else got  # an expert without a token
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_capped_attention_is_the_formula():
+    q, k, v = draw(2, 3, 4, 8), draw(2, 2, 3, 8, seed=1), draw(2, 2, 3, 6, seed=2)
+    bias = causal_bias(3, 3, torch.float32)
+    got = attend(q, k, v, bias, Scoring(0.3, cap=1.5))
+    assert got.shape == (2, 3, 4, 6)
+    keys, values = (x.repeat_interleave(2, dim=1) for x in (k, v))
+    scores = 1.5 * torch.tanh(torch.einsum("bthd,bhsd->bhts", q, keys) * 0.3 / 1.5) + bias[:, None]
+    torch.testing.assert_close(got, torch.einsum("bhts,bhsd->bthd", scores.softmax(-1), values))

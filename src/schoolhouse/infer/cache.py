@@ -11,18 +11,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schoolhouse.kernels.attention import attend
+from schoolhouse.kernels.attention import Scoring, attend
+from schoolhouse.model.attention import Context, Expands
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.packed import Rows
 
 BLOCK = 32  # tokens by which the capacity grows
 
-KV = list[tuple[Tensor, Tensor]]
-"""Keys and values of one text, one pair a layer, each (Hk, T, Dh)."""
+KV = list[tuple[Tensor, ...]]
+"""What is remembered of a text, for each layer: keys and values, each (Hk, T, Dh), or latents alone (1, T, R + Dr)."""
 
 
 class SlotCache:
-    """Keys and values of the running texts: for each layer two (slots, Hk, capacity, Dh) tensors.
+    """What is remembered of the running texts: for each layer keys and values, or latents, (slots, Hk, capacity, Dh).
 
     They are views of one slab a layer that is kept from request to request: memory that was never touched before costs
     more than all that is done with it (docs/lab-log.md, 2026-11-23).
@@ -31,16 +32,15 @@ class SlotCache:
     def __init__(self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.slots = slots
         self.capacity = 0
-        self._shape = (config.num_key_value_heads, config.head_dim)
-        self._slabs = torch.empty(2 * config.num_hidden_layers, 0, dtype=dtype, device=device)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self._parts, *self._shape = config.cache_shape
+        self._slabs = torch.empty(self._parts * config.num_hidden_layers, 0, dtype=dtype, device=device)
+        self.layers: list[tuple[Tensor, ...]] = []
 
     def reserve(self, tokens: int) -> None:
         """Make room for texts of `tokens` tokens; what is held stays."""
         if tokens <= self.capacity:
             return
-        held, kept, self.capacity = [*self.keys, *self.values], self.capacity, -(-tokens // BLOCK) * BLOCK
+        held, kept, self.capacity = [x for layer in self.layers for x in layer], self.capacity, _blocks(tokens)
         heads, width = self._shape
         size = self.slots * heads * self.capacity * width
         if size > self._slabs.shape[1]:
@@ -51,34 +51,35 @@ class SlotCache:
             new[:, :, :kept] = old.clone()  # old and new share their memory
         for new in views:
             new[:, :, kept:] = 0  # what is masked out must still be a number
-        self.keys, self.values = views[: len(views) // 2], views[len(views) // 2 :]
+        self.layers = [tuple(views[i : i + self._parts]) for i in range(0, len(views), self._parts)]
 
     def release(self) -> None:
         """Begin anew with short texts; the slabs stay."""
         self.capacity = 0
-        self.keys, self.values = [], []
+        self.layers = []
 
     def write(self, slot: int, kv: KV) -> None:
-        """Put one text's keys and values at the start of a slot."""
-        for layer, (k, v) in enumerate(kv):
-            self.keys[layer][slot, :, : k.shape[1]] = k
-            self.values[layer][slot, :, : v.shape[1]] = v
+        """Put what is remembered of one text at the start of a slot."""
+        for layer, text in zip(self.layers, kv, strict=True):
+            for store, part in zip(layer, text, strict=True):
+                store[slot, :, : part.shape[1]] = part
 
     def read(self, slot: int, tokens: int) -> KV:
         """A copy of what a slot holds of its first `tokens` tokens."""
-        return [
-            (k[slot, :, :tokens].clone(), v[slot, :, :tokens].clone())
-            for k, v in zip(self.keys, self.values, strict=True)
-        ]
+        return [tuple(store[slot, :, :tokens].clone() for store in layer) for layer in self.layers]
 
     def move(self, source: int, target: int) -> None:
         """Copy a slot, so that the running ones stay the first."""
-        for store in (self.keys, self.values):
-            for layer in store:
-                layer[target] = layer[source]
+        for layer in self.layers:
+            for store in layer:
+                store[target] = store[source]
 
 
-class DecodeContext:
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK) * BLOCK
+
+
+class DecodeContext(Context):
     """One new token in each of the first n slots. lengths: (n,) int64, tokens that each slot holds already."""
 
     def __init__(self, cache: SlotCache, lengths: Tensor) -> None:
@@ -86,31 +87,44 @@ class DecodeContext:
         self._cache = cache
         self._rows = torch.arange(len(lengths), device=lengths.device)
         self._lengths = lengths
-        self._bias: Tensor | None = None
+        self._bias: dict[int | None, Tensor] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; T is 1."""
-        keys = self._cache.keys[layer][: len(q)]  # (B, Hk, S, Dh)
-        values = self._cache.values[layer][: len(q)]
-        keys[self._rows, :, self._lengths] = k[:, 0]
-        values[self._rows, :, self._lengths] = v[:, 0]
-        if self._bias is None:
-            self._bias = self._make_bias(keys.shape[2], q.dtype, window)
-        return attend(q, keys, values, self._bias, scale)
+        keys, values = self._held(layer, k, v)
+        return attend(q, keys, values, self._bias_of(keys, q.dtype, scoring.window), scoring)
 
-    def _make_bias(self, capacity: int, dtype: torch.dtype, window: int | None) -> Tensor:
-        """(B, 1, S): 0 for the tokens of a slot's own text, its new one included."""
-        place = torch.arange(capacity, device=self._lengths.device)[None]
-        hidden = place > self.positions
-        if window is not None:
-            hidden |= place <= self.positions - window
-        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None]
+    def attend_latent(self, layer: int, q: Tensor, latent: Tensor, form: Expands, scoring: Scoring) -> Tensor:
+        """See `Context.attend_latent`; the latents are never expanded."""
+        (held,) = self._held(layer, latent)  # (B, 1, S, R + Dr), key and value of all heads
+        q = form.absorb(q)
+        bias = self._bias_of(held, q.dtype, scoring.window)
+        return form.emerge(attend(q, held, held[..., : form.rank], bias, scoring))
+
+    def _held(self, layer: int, *new: Tensor) -> list[Tensor]:
+        """What the running slots hold of a layer, the new tokens (B, 1, Hk, Dh) put in: each (B, Hk, S, Dh)."""
+        stores = [store[: len(new[0])] for store in self._cache.layers[layer]]
+        for store, part in zip(stores, new, strict=True):
+            store[self._rows, :, self._lengths] = part[:, 0]
+        return stores
+
+    def _bias_of(self, keys: Tensor, dtype: torch.dtype, window: int | None) -> Tensor:
+        """(B, 1, S): 0 for the tokens of a slot's own text, its new one included; made once for all layers."""
+        if window not in self._bias:
+            place = torch.arange(keys.shape[2], device=self._lengths.device)[None]
+            hidden = place > self.positions
+            if window is not None:
+                hidden |= place <= self.positions - window
+            shown = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self._bias[window] = shown.masked_fill_(hidden, float("-inf"))[:, None]
+        return self._bias[window]
 
 
-class PrefillContext:
+class PrefillContext(Context):
     """New texts laid end to end, all of them continuing one prefix that is already known.
 
-    lengths: tokens of each text beyond the prefix; prefix: its keys and values, or None. `kv(i)` gives what was learnt.
+    lengths: tokens of each text beyond the prefix; prefix: what is remembered of it, or None. `kv(i)` gives what was
+    learnt.
     """
 
     def __init__(
@@ -121,28 +135,44 @@ class PrefillContext:
         self._known = prefix[0][0].shape[1] if prefix else 0
         self.positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) + self._known  # (1, N)
         self._lengths = list(lengths)
-        self._kv: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self._bias: Tensor | None = None
+        self._kv: list[tuple[Tensor, ...]] = [()] * layers
+        self._bias: dict[int | None, Tensor] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
-        keys, values = (self._rows.spread(x[0]).transpose(1, 2) for x in (k, v))  # (R, Hk, T, Dh)
-        if self._prefix is not None:
-            keys = torch.cat((self._prefix[layer][0].expand(len(keys), -1, -1, -1), keys), dim=2)
-            values = torch.cat((self._prefix[layer][1].expand(len(values), -1, -1, -1), values), dim=2)
-        self._kv[layer] = (keys, values)
-        if self._bias is None:
+        self._kv[layer] = keys, values = self._behind(self._prefix[layer] if self._prefix else (), k, v)
+        return self._look(q, keys, values, scoring)
+
+    def attend_latent(self, layer: int, q: Tensor, latent: Tensor, form: Expands, scoring: Scoring) -> Tensor:
+        """See `Context.attend_latent`; the latents are remembered, their expansion is not."""
+        known: tuple[Tensor, ...] = self._prefix[layer] if self._prefix else ()
+        self._kv[layer] = self._behind(known, latent)
+        if known:
+            known = tuple(x[0].transpose(0, 1) for x in form.expand(known[0].transpose(0, 1)[None]))
+        keys, values = self._behind(known, *form.expand(latent))
+        return self._look(q, keys, values, scoring)
+
+    def _behind(self, known: Sequence[Tensor], *new: Tensor) -> tuple[Tensor, ...]:
+        """Each text's own tokens (1, N, Hk, Dh) behind the prefix (Hk, S0, Dh), if any: each (texts, Hk, S, Dh)."""
+        rows = [self._rows.spread(x[0]).transpose(1, 2) for x in new]
+        if known:
+            olds = [old[None].expand(len(own), -1, -1, -1) for old, own in zip(known, rows, strict=True)]
+            rows = [torch.cat(pair, dim=2) for pair in zip(olds, rows, strict=True)]
+        return tuple(rows)
+
+    def _look(self, q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        window = scoring.window
+        if window not in self._bias:
             query_at = self._known + torch.arange(self._rows.width, device=q.device)[:, None]
             key_at = torch.arange(keys.shape[2], device=q.device)[None]
             hidden = key_at > query_at
             if window is not None:
                 hidden |= key_at <= query_at - window
-            self._bias = torch.zeros(1, *hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(
-                hidden, float("-inf")
-            )
-        return self._rows.join(attend(self._rows.spread(q[0]), keys, values, self._bias, scale))[None]
+            shown = torch.zeros(1, *hidden.shape, dtype=q.dtype, device=q.device)
+            self._bias[window] = shown.masked_fill_(hidden, float("-inf"))
+        return self._rows.join(attend(self._rows.spread(q[0]), keys, values, self._bias[window], scoring))[None]
 
     def kv(self, text: int) -> KV:
-        """Keys and values of one text from its very start, prefix included."""
+        """What is remembered of one text from its very start, prefix included."""
         end = self._known + self._lengths[text]
-        return [(k[text, :, :end], v[text, :, :end]) for k, v in self._kv if k is not None]  # type: ignore[misc]
+        return [tuple(part[text, :, :end] for part in layer) for layer in self._kv]

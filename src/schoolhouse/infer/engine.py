@@ -78,7 +78,7 @@ class Engine:
 
     def __init__(self, model: Transformer, slots: int = 64) -> None:
         self.model = model
-        weight = model.model.norm.weight
+        weight = model.head_weight
         self._cache = SlotCache(model.config, slots, weight.dtype, weight.device)
         self._device = weight.device
         self._slots = slots
@@ -237,7 +237,7 @@ class Engine:
             known = min(shortest, _same(held, *(p.ids for p in prompts)))
             # A conversation may go on from any of its tokens; a batch would lose what its own prompts share beyond it.
             if known == len(held) or (len(prompts) == 1 and known >= SHARED_PREFIX):
-                return held[:known], [(k[:, :known], v[:, :known]) for k, v in kv]
+                return held[:known], [tuple(part[:, :known] for part in layer) for layer in kv]
         same = min(shortest, _same(*(p.ids for p in prompts)))
         if len(prompts) < 2 or same < SHARED_PREFIX:
             return None

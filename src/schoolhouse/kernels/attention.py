@@ -6,15 +6,27 @@ On a CPU the products of short sequences are faster than torch's flash attention
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer's scores are made: times `scale`, kept within `cap` by tanh, tokens beyond `window` left out."""
+
+    scale: float
+    window: int | None = None
+    cap: float | None = None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scoring: Scoring) -> Tensor:
     """Softmax attention in which the query heads of a group share one key/value head.
 
-    q: (B, T, H, Dh); k, v: (B, Hk, S, Dh); bias: (B or 1, T, S), added to the scores, -inf where a query must not look.
-    Returns (B, T, H, Dh). The softmax is in fp32; the scores have the type of the products.
+    q: (B, T, H, Dh); k: (B, Hk, S, Dh); v: (B, Hk, S, Dv); bias: (B or 1, T, S), added to the scores, -inf where a
+    query must not look (the window's part is in it). Returns (B, T, H, Dv). The softmax is in fp32; the scores have
+    the type of the products.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads, keys = k.shape[1], k.shape[2]
@@ -22,11 +34,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tenso
     folded = q.reshape(batch, length, kv_heads, share, head_dim).permute(0, 2, 3, 1, 4)  # (B, Hk, H/Hk, T, Dh)
     folded = folded.reshape(batch * kv_heads, share * length, head_dim)
     scores = torch.bmm(folded, k.reshape(batch * kv_heads, keys, head_dim).transpose(1, 2))
-    scores = scores.view(batch, kv_heads * share, length, keys) * scale + bias[:, None]  # (B, H, T, S)
+    scores = scores.view(batch, kv_heads * share, length, keys) * scoring.scale  # (B, H, T, S)
+    if scoring.cap is not None:
+        scores = torch.tanh(scores / scoring.cap) * scoring.cap
+    scores = scores + bias[:, None]
     shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    out = torch.bmm(shares.view(batch * kv_heads, share * length, keys), v.reshape(batch * kv_heads, keys, head_dim))
-    out = out.view(batch, kv_heads, share, length, head_dim).permute(0, 3, 1, 2, 4)  # (B, T, Hk, H/Hk, Dh)
-    return out.reshape(batch, length, heads, head_dim)
+    out = torch.bmm(shares.view(batch * kv_heads, share * length, keys), v.reshape(batch * kv_heads, keys, -1))
+    out = out.view(batch, kv_heads, share, length, -1).permute(0, 3, 1, 2, 4)  # (B, T, Hk, H/Hk, Dv)
+    return out.reshape(batch, length, heads, -1)
 
 
 def causal_bias(queries: int, keys: int, dtype: torch.dtype, window: int | None = None) -> Tensor:

@@ -373,7 +373,7 @@ def _check_fit(file: GgufFile, config: ModelConfig) -> None:
         for name, key in names.items()
     }
     with torch.device("meta"):
-        wanted = Transformer(config).state_dict()
+        wanted = {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
     check_names(file.path, stored, wanted)
 
 

@@ -1,12 +1,16 @@
-"""The parts that every family shares: norm, rotary positions, feed-forward.
+"""The parts that every family shares: norms, rotary positions, feed-forward.
 
 Shape letters, used all over the house: `B` batch, `T` query tokens, `S` cached tokens, `D` hidden, `H` heads,
-`Hk` key/value heads, `Dh` head dim, `F` FFN width, `V` vocabulary, `N` tokens of a packed row, `P` prompts, `G` group.
+`Hk` key/value heads, `Dh` head dim, `Dn Dr Dv` MLA's still, turning and value dims, `R` latent rank, `F` FFN width,
+`E` experts, `A` active experts, `V` vocabulary, `N` tokens of a packed row, `P` prompts, `G` group.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +18,19 @@ from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.fused import rms_norm
-from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.config import FULL, SLIDING, ModelConfig
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines of each token's angles, each (B, T, 1, number of pairs)."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+"""Activations by their name in `hidden_act`."""
 
 
 class RMSNorm(nn.Module):
@@ -30,60 +46,188 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class SwiGLU(nn.Module):
-    """Feed-forward with a gate: down(silu(gate(x)) * up(x)). Source: arXiv 2002.05202, eq. 6."""
+class RMSNormPlusOne(nn.Module):
+    """RMSNorm whose weight is what is added to one, multiplied in fp32: Gemma's. Source: transformers 5.23, Gemma 3."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        if config.hidden_act != "silu":
-            raise ModelError(f"hidden_act is {config.hidden_act!r}: this decoder's feed-forward knows 'silu' only.")
-        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., D) to the same shape and dtype."""
+        return rms_norm(x.float(), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+
+def make_norm(config: ModelConfig, size: int) -> nn.Module:
+    """The norm that this model uses, over vectors of a size."""
+    if config.norm == "layer":
+        return nn.LayerNorm(size, config.rms_norm_eps)
+    kind = RMSNormPlusOne if config.norm == "rms_plus_one" else RMSNorm
+    return kind(size, config.rms_norm_eps)
+
+
+def activation(config: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """The feed-forward's activation. ModelError for a name that is not known."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise ModelError(f"hidden_act is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[config.hidden_act]
+
+
+class GatedFeedForward(nn.Module):
+    """Feed-forward with a gate: down(act(gate(x)) * up(x)). Source: arXiv 2002.05202, eq. 6."""
+
+    def __init__(self, config: ModelConfig, width: int | None = None) -> None:
+        super().__init__()
+        d, f, bias = config.hidden_size, width or config.intermediate_size, config.mlp_bias
+        self.activation = activation(config)
         self.gate_proj = nn.Linear(d, f, bias=bias)
         self.up_proj = nn.Linear(d, f, bias=bias)
         self.down_proj = nn.Linear(f, d, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, D) to (B, T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        """x: (..., D) to the same shape."""
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of each rotary pair: (Dh / 2,) float32.
+class FeedForward(nn.Module):
+    """Feed-forward without a gate: down(act(up(x))). Source: arXiv 1706.03762, section 3.3."""
 
-    Source: arXiv 2104.09864, eq. 15; `llama3` scaling as transformers 5.23 computes it.
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.activation = activation(config)
+        self.up_proj = nn.Linear(d, f, bias=bias)
+        self.down_proj = nn.Linear(f, d, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., D) to the same shape."""
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class Rotary:
+    """The angles of a model's rotary positions, for each type of layer. Holds no parameters.
+
+    Source: arXiv 2104.09864, eq. 15; `llama3` as transformers 5.23 computes it; YaRN, arXiv 2309.00071, section 3.4.
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**half)
+
+    def __init__(self, config: ModelConfig) -> None:
+        scaling = config.rope_scaling or {}
+        self.frequencies = {FULL: _scaled(_plain(config, config.rope_theta), config)}
+        self.factor = {FULL: yarn_factor(scaling)}
+        if config.rope_local_theta is not None:
+            self.frequencies[SLIDING], self.factor[SLIDING] = _plain(config, config.rope_local_theta), 1.0
+
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Rope]:
+        """Cosines and sines at positions (B, T) int64."""
+        return {kind: self._table(kind, positions, dtype) for kind in self.frequencies}
+
+    def _table(self, kind: str, positions: Tensor, dtype: torch.dtype) -> Rope:
+        angles = positions[..., None].float() * self.frequencies[kind].to(positions.device)  # (B, T, pairs)
+        cos, sin = angles.cos() * self.factor[kind], angles.sin() * self.factor[kind]
+        return cos[:, :, None].to(dtype), sin[:, :, None].to(dtype)
+
+
+def rotary_width(config: ModelConfig) -> int:
+    """How many numbers of a head turn with the position."""
+    if config.mla is not None:
+        return config.mla.qk_rope_head_dim
+    return config.head_dim if config.rotary_dim is None else config.rotary_dim
+
+
+def _plain(config: ModelConfig, theta: float) -> Tensor:
+    """Angle per position of each pair: (pairs,) float32."""
+    width = rotary_width(config)
+    half = torch.arange(0, width, 2, dtype=torch.float32) / width
+    return 1.0 / (theta**half)
+
+
+def _scaled(frequencies: Tensor, config: ModelConfig) -> Tensor:
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "linear":
-        return frequencies / float(scaling["factor"])  # type: ignore[arg-type]
+        return frequencies / _number(scaling, "factor")
     if kind == "llama3":
         return _llama3_frequencies(frequencies, scaling)
-    raise ModelError(f"rope_scaling has type {kind!r}: this decoder knows 'linear' and 'llama3'.")
+    if kind == "yarn":
+        return _yarn_frequencies(frequencies, config, scaling)
+    raise ModelError(f"rope_scaling has type {kind!r}: this decoder knows 'linear', 'llama3' and 'yarn'.")
 
 
-def _llama3_frequencies(frequencies: Tensor, scaling: dict[str, object]) -> Tensor:
+def _number(scaling: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = scaling.get(key)
+    return float(value if value is not None else default)  # type: ignore[arg-type]
+
+
+def _llama3_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     """Slow waves are stretched by `factor`, fast ones kept, those between are mixed."""
-    factor = float(scaling["factor"])  # type: ignore[arg-type]
-    low = float(scaling["low_freq_factor"])  # type: ignore[arg-type]
-    high = float(scaling["high_freq_factor"])  # type: ignore[arg-type]
-    original = float(scaling["original_max_position_embeddings"])  # type: ignore[arg-type]
+    factor, original = _number(scaling, "factor"), _number(scaling, "original_max_position_embeddings")
+    low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
     turns = original * frequencies / (2 * math.pi)  # full turns within the original context
     keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies * keep + frequencies / factor * (1 - keep)
 
 
-def rope_table(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of each token's angles: two (B, T, 1, Dh / 2) tensors. positions: (B, T) int64."""
-    angles = positions[..., None].float() * frequencies  # (B, T, Dh/2)
-    return angles.cos()[:, :, None].to(dtype), angles.sin()[:, :, None].to(dtype)
+def _yarn_frequencies(frequencies: Tensor, config: ModelConfig, scaling: Mapping[str, Any]) -> Tensor:
+    """Pairs that turn less than `beta_slow` times in the original context are stretched, above `beta_fast` kept."""
+    width = rotary_width(config)
+    original, factor = _number(scaling, "original_max_position_embeddings"), _number(scaling, "factor")
+
+    def pair(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = pair(_number(scaling, "beta_fast", 32.0)), pair(_number(scaling, "beta_slow", 1.0))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    place = torch.arange(width // 2, dtype=torch.float32)
+    stretch = ((place - low) / max(high - low, 0.001)).clamp(0.0, 1.0)
+    return frequencies / factor * stretch + frequencies * (1 - stretch)
 
 
-def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each head's pairs (i, i + Dh/2) by their token's angles. x: (B, T, H, Dh) to the same shape."""
-    cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def _yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def yarn_factor(scaling: Mapping[str, Any]) -> float:
+    """What YaRN multiplies cosines and sines by, to keep the softmax as sharp as it was: 1 without YaRN."""
+    if scaling.get("rope_type", scaling.get("type")) != "yarn":
+        return 1.0
+    if scaling.get("attention_factor") is not None:
+        return _number(scaling, "attention_factor")
+    factor, mscale, over_all = _number(scaling, "factor"), scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and over_all:
+        return _yarn_mscale(factor, float(mscale)) / _yarn_mscale(factor, float(over_all))
+    return _yarn_mscale(factor)
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """What attention's scores are multiplied by; MLA under YaRN has a factor of its own.
+
+    Source: DeepSeek V3's reference code: (Dn + Dr)^-1/2 * m^2 with m = 0.1 * mscale_all_dim * ln(factor) + 1.
+    """
+    scale = config.softmax_width**-0.5
+    scaling = config.rope_scaling or {}
+    over_all = scaling.get("mscale_all_dim")
+    if config.mla is not None and over_all:
+        scale *= _yarn_mscale(_number(scaling, "factor"), float(over_all)) ** 2  # type: ignore[arg-type]
+    return scale
+
+
+def apply_rope(x: Tensor, rope: Rope, interleaved: bool = False) -> Tensor:
+    """Turn each head's pairs by their token's angles: (i, i + half) or, interleaved, (2i, 2i + 1).
+
+    x: (B, T, H, Dh) to the same shape. Interleaved pairs come out as halves, in queries and keys alike, so that their
+    products are the same. What lies behind the turning part stays.
+    """
+    cos, sin = rope
+    width = 2 * cos.shape[-1]
+    turning, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
+    if interleaved:
+        first, second = turning[..., 0::2], turning[..., 1::2]
+    else:
+        first, second = turning.chunk(2, dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(turned if rest is None else (*turned, rest), dim=-1)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schoolhouse.kernels.attention import attend
+from schoolhouse.kernels.attention import Scoring, attend
 from schoolhouse.kernels.grid import filler
+from schoolhouse.model.attention import Context
 
 WIDTH_GRID = 16  # of rows as attention sees them
 
@@ -68,7 +69,7 @@ class Rows:
         return _Take.apply(x.flatten(0, 1).flatten(1), self._to_flat, self._back).view(-1, *x.shape[2:])
 
 
-class Packed:
+class Packed(Context):
     """Context of one packed row: prompts first, then their replies, prompt by prompt.
 
     prompts: the length of each prompt in tokens; replies: for each prompt the lengths of its replies, equally many for
@@ -94,21 +95,21 @@ class Packed:
         self.positions = torch.cat(parts)[None].to(device)  # (1, N)
         self._bias: dict[tuple[torch.dtype, int | None], tuple[Tensor, Tensor | None]] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
-        prompt_bias, reply_bias = self._biases(q.dtype, window)
+        prompt_bias, reply_bias = self._biases(q.dtype, scoring.window)
         if self._replies is None or reply_bias is None:
             rows = self._prompts
             keys, values = (rows.spread(x[0]).transpose(1, 2) for x in (k, v))
-            wide = attend(rows.spread(q[0]), keys, values, prompt_bias, scale)
+            wide = attend(rows.spread(q[0]), keys, values, prompt_bias, scoring)
             return rows.join(wide)[None]
         sizes = [self._prompt_tokens, q.shape[1] - self._prompt_tokens]
         (q_prompt, q_reply), (k_prompt, k_reply), (v_prompt, v_reply) = (x[0].split(sizes) for x in (q, k, v))
         keys, values = (self._prompts.spread(x).transpose(1, 2) for x in (k_prompt, v_prompt))  # (P, Hk, Tp, Dh)
-        first = attend(self._prompts.spread(q_prompt), keys, values, prompt_bias, scale)
+        first = attend(self._prompts.spread(q_prompt), keys, values, prompt_bias, scoring)
         all_keys = torch.cat((self._share(keys), self._replies.spread(k_reply).transpose(1, 2)), dim=2)
         all_values = torch.cat((self._share(values), self._replies.spread(v_reply).transpose(1, 2)), dim=2)
-        second = attend(self._replies.spread(q_reply), all_keys, all_values, reply_bias, scale)
+        second = attend(self._replies.spread(q_reply), all_keys, all_values, reply_bias, scoring)
         return torch.cat((self._prompts.join(first), self._replies.join(second)))[None]
 
     def _share(self, x: Tensor) -> Tensor:

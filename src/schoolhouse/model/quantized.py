@@ -166,9 +166,12 @@ class QuantLinear(nn.Module):
 
 
 def linears_to_quantize(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that int8 is for, by name: every `nn.Linear` but the output head and those of odd widths."""
+    """The layers that int8 is for, by name: every `nn.Linear` but the output head, those of odd widths, and what makes
+    keys and values from latents, which decoding multiplies in another order.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head" and module.in_features % 4 == 0:
+        plain = isinstance(module, nn.Linear) and name != "lm_head" and not name.endswith(".kv_b_proj")
+        if plain and module.in_features % 4 == 0:
             yield name, module
 
 

@@ -1,6 +1,7 @@
-"""The decoder. Parameter names are the keys of a Hugging Face checkpoint, so nothing is converted on the way in or out.
+"""The decoder. Parameter names are those of Llama and DeepSeek checkpoints; other families' are translated as data.
 
-Reading order: `config`, `layers`, `attention`, this. It knows no text: ids in, hidden states or logits out.
+Reading order: `config`, `layers`, `attention`, `mla`, `moe`, this. It knows no text: ids in, hidden states or logits
+out.
 """
 
 from __future__ import annotations
@@ -12,43 +13,82 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
-from schoolhouse.model.attention import Attention, Causal, Context
+from schoolhouse.kernels.loss import token_logprobs
+from schoolhouse.model.attention import Attention, Causal, Context, Ropes
 from schoolhouse.model.config import ModelConfig
-from schoolhouse.model.layers import RMSNorm, SwiGLU, rope_frequencies, rope_table
+from schoolhouse.model.layers import FeedForward, GatedFeedForward, RMSNormPlusOne, Rotary, make_norm
+from schoolhouse.model.mla import LatentAttention
+from schoolhouse.model.moe import MixtureOfExperts
 
 
 class Output(NamedTuple):
-    """What a forward pass gives: logits (B, T, V); the other two are for networks that have them."""
+    """What a forward pass gives: logits (B, T, V), and if asked for those of the tokens after the next, one a depth."""
 
     logits: Tensor
-    mtp_logits: Tensor | None = None
-    router: Tensor | None = None
+    mtp_logits: tuple[Tensor, ...] = ()
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each after a norm and added to the stream."""
+    """Attention and feed-forward, added to the stream in the order and behind the norms of the config's block."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.block = config.block
+        self.input_layernorm = make_norm(config, config.hidden_size)
+        self.self_attn = LatentAttention(config, layer) if config.mla else Attention(config, layer)
+        if config.block != "parallel":
+            self.post_attention_layernorm = make_norm(config, config.hidden_size)
+        if config.block == "sandwich":
+            self.pre_feedforward_layernorm = make_norm(config, config.hidden_size)
+            self.post_feedforward_layernorm = make_norm(config, config.hidden_size)
+        if config.has_experts(layer):
+            self.mlp: nn.Module = MixtureOfExperts(config)
+        else:
+            self.mlp = GatedFeedForward(config) if config.gated_mlp else FeedForward(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, ropes: Ropes, context: Context) -> Tensor:
         """x: (B, T, D) to (B, T, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, context)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        normed = self.input_layernorm(x)
+        seen = self.self_attn(normed, ropes, context)
+        if self.block == "sequential":
+            x = x + seen
+            return x + self.mlp(self.post_attention_layernorm(x))
+        if self.block == "sandwich":
+            x = x + self.post_attention_layernorm(seen)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x + seen + self.mlp(normed if self.block == "parallel" else self.post_attention_layernorm(x))
+
+
+class PredictionLayer(DecoderLayer):
+    """Predicts one token further than the layer before it. Source: arXiv 2412.19437, section 2.2, in the order of the
+    published weights: [embedding ; hidden].
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.enorm = make_norm(config, config.hidden_size)
+        self.hnorm = make_norm(config, config.hidden_size)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": make_norm(config, config.hidden_size)})
+
+    def further(self, hidden: Tensor, embedded: Tensor, ropes: Ropes, context: Context) -> Tensor:
+        """hidden: (B, T, D), normed, of the depth before; embedded: (B, T, D), of the token that follows it."""
+        both = torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1)
+        return self.shared_head["norm"](self(self.eh_proj(both), ropes, context))
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and the last norm: everything under the key `model.`."""
+    """Embedding, layers and the last norm: everything under the key `model.`; `layers` ends with those that predict
+    further tokens, as checkpoints number them.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(depth))
+        self.layers.extend(PredictionLayer(config, depth + i) for i in range(config.num_nextn_predict_layers))
+        self.norm = make_norm(config, config.hidden_size)
 
 
 class Transformer(nn.Module):
@@ -58,19 +98,40 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
+        if config.tie_word_embeddings and config.head_bias:
+            raise ModelError("The config ties the output head to the embedding and gives it a bias: one of them only.")
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         # Computed on the CPU even under a meta-device context: it is no part of the checkpoint.
         with torch.device("cpu"):
-            self.frequencies = rope_frequencies(config)
+            self.rotary = Rotary(config)
 
     def hidden(self, ids: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm. ids: (B, T) int64; returns (B, T, D)."""
-        x = self.model.embed_tokens(ids)  # (B, T, D)
-        rope = rope_table(self.frequencies.to(ids.device), context.positions.to(ids.device), x.dtype)
-        for layer in self.model.layers:
-            x = layer(x, rope, context)
+        x = self._embed(ids)  # (B, T, D)
+        ropes = self.rotary.tables(context.positions.to(ids.device), x.dtype)
+        for layer in self.model.layers[: self.config.num_hidden_layers]:
+            x = layer(x, ropes, context)
         return self.model.norm(x)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        x = self.model.embed_tokens(ids)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
+        return x
+
+    def further(self, hidden: Tensor, ids: Tensor, context: Context) -> list[Tensor]:
+        """Hidden states for the tokens after the next, one (B, T, D) for each prediction layer.
+
+        hidden: what `hidden` gave for ids (B, T). At depth k the last k tokens of a text know no token to go on from:
+        what is predicted there means nothing, and no other token looks at it.
+        """
+        out: list[Tensor] = []
+        ropes = self.rotary.tables(context.positions.to(ids.device), hidden.dtype)
+        for depth, layer in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
+            hidden = layer.further(hidden, self._embed(ids.roll(-depth, dims=1)), ropes, context)
+            out.append(hidden)
+        return out
 
     @property
     def head_weight(self) -> Tensor:
@@ -79,15 +140,29 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states. (..., D) to (..., V)."""
-        return (
-            F.linear(hidden, self.model.embed_tokens.weight)
-            if self.config.tie_word_embeddings
-            else self.lm_head(hidden)
+        tied, cap = self.config.tie_word_embeddings, self.config.final_logit_softcapping
+        logits = F.linear(hidden, self.model.embed_tokens.weight) if tied else self.lm_head(hidden)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target and the entropy at it, without the logits in memory: see `token_logprobs`.
+
+        hidden: (N, D); targets: (N,) int64; temperature: what the logits are divided by.
+        """
+        bias = self.lm_head.bias if self.config.head_bias else None
+        cap = self.config.final_logit_softcapping
+        return token_logprobs(
+            hidden / temperature,
+            self.head_weight,
+            targets,
+            None if bias is None else bias / temperature,
+            None if cap is None else cap / temperature,
         )
 
-    def forward(self, ids: Tensor, cache: Context | None = None) -> Output:
+    def forward(self, ids: Tensor, cache: Context | None = None, *, further: bool = False) -> Output:
         """Logits of every token. ids: (B, T) int64. Without a cache each row is a text from its start.
 
+        further: also those of the prediction layers, where the model has some.
         Raises ModelError for ids outside of the vocabulary and for texts longer than the model's context.
         """
         vocabulary, room = self.config.vocab_size, self.config.max_position_embeddings
@@ -99,12 +174,15 @@ class Transformer(nn.Module):
         if cache is None and ids.shape[1] > room:
             raise ModelError(f"The text has {ids.shape[1]} tokens, the model's context holds {room}: shorten it.")
         context = cache if cache is not None else Causal(ids.shape[0], ids.shape[1], ids.device)
-        return Output(self.head(self.hidden(ids, context)))
+        hidden = self.hidden(ids, context)
+        ahead = self.further(hidden, ids, context) if further else []
+        return Output(self.head(hidden), tuple(self.head(x) for x in ahead))
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Fill every matrix from a normal of `initializer_range`, norms with ones, biases with zeros."""
+        """Fill every matrix from a normal of `initializer_range`, norms so that they only scale, biases with zeros."""
+        plus_one = {id(m.weight) for m in self.modules() if isinstance(m, RMSNormPlusOne)}
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or id(parameter) in plus_one:
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
                 nn.init.ones_(parameter)

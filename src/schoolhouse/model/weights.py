@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.model.config import ModelConfig
-from schoolhouse.model.families import from_hf, to_hf
+from schoolhouse.model.families import from_hf, names_of, to_hf
+from schoolhouse.model.names import Joined, Names
 from schoolhouse.model.quantized import QuantLinear, quantization_config, replace_linears
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
@@ -38,8 +40,8 @@ COPIED_FILES = (
 )
 """What `save_model` takes over from the folder that a model came from: its tokenizer and how it is talked to."""
 
-# Tables that old versions of transformers stored; they follow from the config.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+KEPT_IN_FP32 = "e_score_correction_bias"
+"""The one weight that no type but fp32 holds: its steps of 0.001 would vanish."""
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -83,14 +85,26 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
     raw = read_config(folder)
     config = from_hf(raw)
     stored = find_tensors(folder)
+    if not any(name.startswith(f"model.layers.{config.num_hidden_layers}.") for name in stored):
+        config = replace(config, num_nextn_predict_layers=0)  # who wrote it left the prediction layers out, as many do
     with torch.device("meta"):
         model = Transformer(config)
     if "quantization_config" in raw:
         replace_linears(model, raw["quantization_config"])
-    wanted = model.state_dict()
-    stored = _without_derived(stored, wanted, config)
-    check_names(folder, stored, wanted)
+    names = names_of(config)
+    stored = _without_derived(stored, names, config)
+    check_names(folder, stored, _stored_shapes(names, model.state_dict()))
     return model, stored
+
+
+def _stored_shapes(names: Names, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that a checkpoint of this model holds."""
+    return {
+        stored: (sum(state[name].shape[0] for name in held), *state[held[0]].shape[1:])
+        if names.join(stored)
+        else tuple(state[held[0]].shape)
+        for stored, held in names.holders(state).items()
+    }
 
 
 def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
@@ -99,22 +113,35 @@ def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tens
         yield name, _read(entry, name)
 
 
-def _without_derived(
-    stored: dict[str, StoredTensor], wanted: Mapping[str, Tensor], config: ModelConfig
-) -> dict[str, StoredTensor]:
-    """Drop what follows from other tensors: stored rotary tables, and the copy of a tied head, if it is a copy."""
-    stored = {name: entry for name, entry in stored.items() if not _DERIVED.fullmatch(name)}
-    if not config.tie_word_embeddings or "lm_head.weight" not in stored or "lm_head.weight" in wanted:
-        return stored
-    head, embedding = stored.pop("lm_head.weight"), stored.get("model.embed_tokens.weight")
-    if embedding is not None and not torch.equal(
-        _read(head, "lm_head.weight"), _read(embedding, "model.embed_tokens.weight")
-    ):
-        raise ModelError(
-            f"{head.file}: config.json says tie_word_embeddings, but lm_head.weight differs "
-            "from model.embed_tokens.weight. Set tie_word_embeddings to false if the head is to be used."
-        )
+def _without_derived(stored: dict[str, StoredTensor], names: Names, config: ModelConfig) -> dict[str, StoredTensor]:
+    """Drop what follows from other tensors: stored tables, and the copy of a tied head, if it is a copy."""
+    stored = {n: entry for n, entry in stored.items() if not any(re.fullmatch(p, n) for p in names.derived)}
+    head, embedding = names.stored("lm_head.weight"), names.stored("model.embed_tokens.weight")
+    if config.tie_word_embeddings:
+        _drop_copy(stored, head, embedding, "Set tie_word_embeddings to false if the head is to be used.")
+        head = embedding
+    for copied, shared in _copies(config, head, embedding).items():
+        _drop_copy(stored, copied, shared, "A prediction layer with a head or embedding of its own is not built here.")
     return stored
+
+
+def _copies(config: ModelConfig, head: str, embedding: str) -> dict[str, str]:
+    """What the layers that predict further tokens store again, and from where."""
+    first = config.num_hidden_layers
+    return {
+        f"model.layers.{first + i}.{name}": shared
+        for i in range(config.num_nextn_predict_layers)
+        for name, shared in (("embed_tokens.weight", embedding), ("shared_head.head.weight", head))
+    }
+
+
+def _drop_copy(stored: dict[str, StoredTensor], copied: str, shared: str, otherwise: str) -> None:
+    """Forget a tensor that is the copy of another; ModelError if it is not."""
+    if copied not in stored:
+        return
+    copy, original = stored.pop(copied), stored.get(shared)
+    if original is not None and not torch.equal(_read(copy, copied), _read(original, shared)):
+        raise ModelError(f"{copy.file}: {copied} should be a copy of {shared} by config.json, but differs. {otherwise}")
 
 
 def _read(entry: StoredTensor, name: str) -> Tensor:
@@ -126,18 +153,16 @@ def _read(entry: StoredTensor, name: str) -> Tensor:
     return tensor
 
 
-def check_names(where: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor]) -> None:
+def check_names(where: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ModelError that names tensors without a place in the model, places without a tensor, and a wrong shape."""
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or surplus:
         parts = [f"missing: {some(missing)}"] if missing else []
         parts += [f"not in the model: {some(surplus)}"] if surplus else []
         raise ModelError(f"{where}: the weights do not belong to the config; {'; '.join(parts)}.")
-    for name, tensor in wanted.items():
-        if tuple(tensor.shape) != stored[name].shape:
-            raise ModelError(
-                f"{stored[name].file}: {name} is {stored[name].shape}, the config asks for {tuple(tensor.shape)}."
-            )
+    for name, shape in wanted.items():
+        if shape != stored[name].shape:
+            raise ModelError(f"{stored[name].file}: {name} is {stored[name].shape}, the config asks for {shape}.")
 
 
 def _check_memory(folder: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
@@ -151,22 +176,53 @@ def _check_memory(folder: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype
 
 
 def _fill(model: Transformer, stored: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device) -> None:
+    names = names_of(model.config)
+    wanted = {name: tensor.shape[0] if tensor.ndim else 0 for name, tensor in model.state_dict().items()}
+    holders = names.holders(wanted)
     by_file: dict[Path, list[str]] = {}
     for name, entry in stored.items():
         by_file.setdefault(entry.file, []).append(name)
-    for path, names in by_file.items():
+    for path, inside in by_file.items():
         try:
             with safe_open(path, framework="pt") as file:
-                model.load_state_dict(
-                    {name: _placed(file.get_tensor(name), dtype, device) for name in names}, strict=False, assign=True
-                )
+                for name in inside:
+                    rows = [wanted[n] for n in holders[name]]
+                    parts = _split(file.get_tensor(name), names.join(name), rows, model.config.num_key_value_heads)
+                    state = {n: _placed(n, part, dtype, device) for n, part in zip(holders[name], parts, strict=True)}
+                    model.load_state_dict(state, strict=False, assign=True)
         except (SafetensorError, RuntimeError) as error:
             raise damaged(path, str(error)) from error
 
 
-def _placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _split(tensor: Tensor, join: Joined | None, rows: list[int], groups: int) -> list[Tensor]:
+    """Our tensors, of so many rows each, from the one that holds them."""
+    if join is None:
+        return [tensor]
+    if not join.by_group:
+        return list(tensor.split(rows))
+    by_group = tensor.unflatten(0, (groups, -1)).split([n // groups for n in rows], dim=1)
+    return [part.flatten(0, 1) for part in by_group]
+
+
+def _join(parts: list[Tensor], join: Joined | None, groups: int) -> Tensor:
+    """The inverse of `_split`."""
+    if join is None:
+        return parts[0]
+    if not join.by_group:
+        return torch.cat(parts)
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
+
+
+def _placed(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A copy of its own: a mapped tensor would change under us if the file did."""
-    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return tensor.to(device=device, dtype=_type(name, tensor, dtype), copy=True)
+
+
+def _type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type in which a tensor is held where the others are held in `dtype` (None: as they are)."""
+    if not tensor.is_floating_point() or dtype is None:
+        return tensor.dtype
+    return torch.float32 if name.endswith(KEPT_IN_FP32) else dtype
 
 
 def save_model(
@@ -179,7 +235,7 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
-    write_tensors(folder, ((name, _stored_as(tensor, dtype)) for name, tensor in state.items()))
+    write_tensors(folder, _in_their_names(model, state, dtype))
     name = str(dtype or next(iter(state.values())).dtype).removeprefix("torch.")
     raw = to_hf(model.config, name)
     if any(isinstance(module, QuantLinear) for module in model.modules()):
@@ -197,9 +253,18 @@ def copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def _stored_as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(device="cpu", dtype=wanted).contiguous()
+def _in_their_names(
+    model: Transformer, state: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as the family's checkpoints name and join them."""
+    names = names_of(model.config)
+    for stored, held in names.holders(state).items():
+        joined = _join([state[n] for n in held], names.join(stored), model.config.num_key_value_heads)
+        wanted = _type(stored, joined, dtype)
+        yield stored, joined.detach().to(device="cpu", dtype=wanted).contiguous()
+    for copied, shared in _copies(model.config, "lm_head.weight", "model.embed_tokens.weight").items():
+        source = state.get(shared, state["model.embed_tokens.weight"])
+        yield copied, source.detach().to(device="cpu", dtype=_type(shared, source, dtype), copy=True).contiguous()
 
 
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:

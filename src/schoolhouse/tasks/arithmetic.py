@@ -23,7 +23,7 @@ from schoolhouse.tasks.task import (
 from schoolhouse.tasks.verify import number
 from schoolhouse.text.records import Conversation
 
-LEVELS = ("1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "2-2", "2-3")
+LEVELS = ("1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "1-7", "1-8")
 TRACE_LEVELS = ("1-1", "1-2", "1-3")
 
 WORDINGS = {"+": ("Add {x}.", "Then add {x}."), "-": ("Subtract {x}.", "Take away {x}."), "*": ("Multiply by {x}.",)}

@@ -26,7 +26,6 @@ from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.grid import filler
-from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
@@ -190,7 +189,7 @@ class GroupObjective:
 
     def _logprobs(self, model: Transformer, part: Part) -> tuple[Tensor, Tensor]:
         hidden = model.hidden(part.ids, part.context)[0][part.sources]  # (M, D)
-        return token_logprobs(hidden / self._config.temperature, model.head_weight, part.targets)
+        return model.logprobs(hidden, part.targets, self._config.temperature)
 
 
 class Rehearsal:

@@ -17,7 +17,6 @@ from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.grid import filler
-from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
@@ -120,7 +119,7 @@ def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Pa
 def cross_entropy(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
     """Mean negative log-probability of the learnt tokens: the objective of `fit`."""
     hidden = model.hidden(part.ids, part.context)[0]  # (N, D)
-    logprobs, _ = token_logprobs(hidden[part.sources], model.head_weight, part.targets)
+    logprobs, _ = model.logprobs(hidden[part.sources], part.targets)
     return -logprobs.sum() * part.share, {}
 
 

@@ -1,0 +1,93 @@
+"""Multi-head latent attention: keys and values of all heads in one short vector a token.
+
+Two forms that give the same numbers. Expanded: each head's keys and values are made from the latents, and attention is
+as usual; right for many queries at once. Absorbed: the query is taken into the space of the latents, which serve all
+heads as key and as value; right for one query over a long memory, which then holds R + Dr numbers a token and layer.
+
+Source: arXiv 2405.04434, section 2.1 and appendix C; names as in DeepSeek's checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from schoolhouse.kernels.attention import Scoring
+from schoolhouse.model.attention import Context, Ropes
+from schoolhouse.model.config import FULL, ModelConfig
+from schoolhouse.model.layers import RMSNorm, apply_rope, softmax_scale
+
+LATENT_EPS = 1e-6  # of the norms over latents, whatever the config says of the others
+
+
+class LatentAttention(nn.Module):
+    """MLA. Shapes: `Dn` and `Dr` a query head's still and turning part, `Dv` a value head, `R` the latent."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        assert config.mla is not None
+        self.sizes = m = config.mla
+        d, heads = config.hidden_size, config.num_attention_heads
+        self.layer = layer
+        self.interleaved = config.rope_interleave
+        self.scoring = Scoring(softmax_scale(config))
+        if m.q_lora_rank is None:
+            self.q_proj = nn.Linear(d, heads * m.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(d, m.q_lora_rank, bias=config.attention_bias)
+            self.q_a_layernorm = RMSNorm(m.q_lora_rank, LATENT_EPS)
+            self.q_b_proj = nn.Linear(m.q_lora_rank, heads * m.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(d, m.kv_lora_rank + m.qk_rope_head_dim, bias=config.attention_bias)
+        self.kv_a_layernorm = RMSNorm(m.kv_lora_rank, LATENT_EPS)
+        self.kv_b_proj = nn.Linear(m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(heads * m.v_head_dim, d, bias=config.attention_out_bias)
+
+    def forward(self, x: Tensor, ropes: Ropes, context: Context) -> Tensor:
+        """x: (B, T, D) to (B, T, D)."""
+        batch, length, _ = x.shape
+        m, rope = self.sizes, ropes[FULL]
+        q = self._queries(x).view(batch, length, -1, m.qk_head_dim)
+        still, turning = q.split((m.qk_nope_head_dim, m.qk_rope_head_dim), dim=-1)
+        q = torch.cat((still, apply_rope(turning, rope, self.interleaved)), dim=-1)  # (B, T, H, Dn + Dr)
+        latent, key = self.kv_a_proj_with_mqa(x).split((m.kv_lora_rank, m.qk_rope_head_dim), dim=-1)
+        key = apply_rope(key[:, :, None], rope, self.interleaved)  # one for all heads
+        latent = torch.cat((self.kv_a_layernorm(latent)[:, :, None], key), dim=-1)  # (B, T, 1, R + Dr)
+        out = context.attend_latent(self.layer, q, latent, self, self.scoring)
+        return self.o_proj(out.reshape(batch, length, -1))
+
+    @property
+    def rank(self) -> int:
+        """R, how much of a latent is value and still key; the turning key lies behind it."""
+        return self.sizes.kv_lora_rank
+
+    def _queries(self, x: Tensor) -> Tensor:
+        if self.sizes.q_lora_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, S, H, Dn + Dr) and values (B, S, H, Dv) of latents (B, S, 1, R + Dr)."""
+        m = self.sizes
+        batch, length = latent.shape[:2]
+        latent, key = latent.split((m.kv_lora_rank, m.qk_rope_head_dim), dim=-1)
+        both = self.kv_b_proj(latent).view(batch, length, -1, m.qk_nope_head_dim + m.v_head_dim)
+        still, values = both.split((m.qk_nope_head_dim, m.v_head_dim), dim=-1)
+        return torch.cat((still, key.expand(-1, -1, still.shape[2], -1)), dim=-1), values
+
+    def absorb(self, q: Tensor) -> Tensor:
+        """Queries (B, T, H, Dn + Dr) to queries of latents (B, T, H, R + Dr)."""
+        still, turning = q.split((self.sizes.qk_nope_head_dim, self.sizes.qk_rope_head_dim), dim=-1)
+        keys, _ = self._up()
+        return torch.cat((torch.einsum("bthn,hnr->bthr", still, keys), turning), dim=-1)
+
+    def emerge(self, latent: Tensor) -> Tensor:
+        """Sums of latents (B, T, H, R) to sums of values (B, T, H, Dv)."""
+        _, values = self._up()
+        return torch.einsum("bthr,hvr->bthv", latent, values)
+
+    def _up(self) -> tuple[Tensor, Tensor]:
+        """What makes keys (H, Dn, R) and values (H, Dv, R) from latents."""
+        m = self.sizes
+        both = self.kv_b_proj.weight.view(-1, m.qk_nope_head_dim + m.v_head_dim, m.kv_lora_rank)
+        keys, values = both.split((m.qk_nope_head_dim, m.v_head_dim), dim=1)
+        return keys, values

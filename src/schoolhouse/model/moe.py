@@ -1,0 +1,108 @@
+"""DeepSeekMoE: many small experts of which each token meets a few, beside some that all tokens meet.
+
+Source: arXiv 2401.06066 (fine-grained and shared experts); arXiv 2412.19437, section 2.1.2 (sigmoid scores, a bias that
+balances without a loss); arXiv 2408.15664 (that bias's rule); names as in DeepSeek's checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from schoolhouse.core.errors import ModelError
+from schoolhouse.kernels.experts import mix_experts
+from schoolhouse.model.config import ModelConfig, MoE
+from schoolhouse.model.layers import GatedFeedForward
+
+
+class Routing(NamedTuple):
+    """Where a router sends its tokens: experts (N, A) int64, their shares (N, A) float32, all scores (N, E) float32."""
+
+    chosen: Tensor
+    shares: Tensor
+    scores: Tensor
+
+
+def route(logits: Tensor, bias: Tensor | None, config: MoE) -> Routing:
+    """Choose each token's experts. logits: (N, E) float32; bias: (E,) float32, only with sigmoid scores.
+
+    The bias decides who is chosen, never how much an expert counts. Groups that are left out can't be chosen, however
+    low the scores of the others are.
+    """
+    scores = logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(dim=-1)
+    rank = scores if bias is None else scores + bias
+    if config.n_group > 1:
+        groups = rank.unflatten(1, (config.n_group, -1))  # (N, groups, experts of a group)
+        best = groups.topk(2, dim=-1).values.sum(-1) if bias is not None else groups.amax(-1)
+        kept = torch.zeros_like(best).scatter_(1, best.topk(config.topk_group, dim=-1).indices, 1.0)
+        rank = groups.masked_fill(kept[..., None] == 0, float("-inf")).flatten(1)
+    chosen = rank.topk(config.num_experts_per_tok, dim=-1).indices
+    shares = scores.gather(1, chosen)
+    if config.norm_topk_prob:
+        shares = shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)
+    return Routing(chosen, shares * config.routed_scaling_factor, scores)
+
+
+class Router(nn.Module):
+    """Scores of the experts, in fp32 whatever the network's type."""
+
+    e_score_correction_bias: Tensor | None
+
+    def __init__(self, config: ModelConfig, moe: MoE) -> None:
+        super().__init__()
+        self._moe = moe
+        self.weight = nn.Parameter(torch.empty(moe.n_routed_experts, config.hidden_size))
+        bias = torch.zeros(moe.n_routed_experts) if moe.scoring_func == "sigmoid" else None
+        self.register_buffer("e_score_correction_bias", bias)
+
+    def forward(self, x: Tensor) -> Routing:
+        """x: (N, D)."""
+        return route(F.linear(x.float(), self.weight.float()), self.e_score_correction_bias, self._moe)
+
+
+class MixtureOfExperts(nn.Module):
+    """The feed-forward of a layer with experts.
+
+    load: (E,) int64, tokens that each expert got since it was last taken; counted in training only.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.moe is not None
+        moe = config.moe
+        if config.hidden_act != "silu" or config.mlp_bias or not config.gated_mlp:
+            raise ModelError(f"Experts here are gated by 'silu' and have no bias; hidden_act is {config.hidden_act!r}.")
+        self.gate = Router(config, moe)
+        self.experts = nn.ModuleList(
+            GatedFeedForward(config, moe.moe_intermediate_size) for _ in range(moe.n_routed_experts)
+        )
+        self.shared_experts = (
+            GatedFeedForward(config, moe.n_shared_experts * moe.moe_intermediate_size) if moe.n_shared_experts else None
+        )
+        with torch.device("cpu"):
+            self.load = torch.zeros(moe.n_routed_experts, dtype=torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, D) to the same shape."""
+        flat = x.flatten(0, -2)  # (N, D)
+        routing = self.gate(flat)
+        if self.training:
+            self.load += torch.bincount(routing.chosen.flatten(), minlength=len(self.experts)).to(self.load.device)
+        out = self._mixed(flat, routing).view_as(x)
+        return out if self.shared_experts is None else out + self.shared_experts(x)
+
+    def _mixed(self, x: Tensor, routing: Routing) -> Tensor:
+        """The sum over each token's own experts. x: (N, D)."""
+        if all(isinstance(e.gate_proj, nn.Linear) for e in self.experts):
+            gates, ups, downs = (
+                [getattr(e, name).weight for e in self.experts] for name in ("gate_proj", "up_proj", "down_proj")
+            )
+            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs)
+        out = torch.zeros_like(x)  # experts in int8 are asked one by one
+        for number in routing.chosen.unique().tolist():
+            tokens, place = (routing.chosen == number).nonzero(as_tuple=True)
+            out.index_add_(0, tokens, self.experts[number](x[tokens]) * routing.shares[tokens, place, None].to(x.dtype))
+        return out
