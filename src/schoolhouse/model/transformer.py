@@ -129,6 +129,7 @@ class Transformer(nn.Module):
         out: list[Tensor] = []
         ropes = self.rotary.tables(context.positions.to(ids.device), hidden.dtype)
         for depth, layer in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
+            assert isinstance(layer, PredictionLayer)
             hidden = layer.further(hidden, self._embed(ids.roll(-depth, dims=1)), ropes, context)
             out.append(hidden)
         return out
