@@ -10,7 +10,7 @@ from schoolhouse.compress import quantize
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.errors import ModelError
 from schoolhouse.core.run import Run
-from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.config import MLA, ModelConfig, MoE
 from schoolhouse.model.quantized import (
     FEW_ROWS,
     KEEP_AFTER,
@@ -208,3 +208,34 @@ def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):
     (out.path / "config.json").write_text(json.dumps(raw | {"intermediate_size": 128}))
     with pytest.raises(ModelError, match="mlp"):
         load_model(out.path)
+
+
+def test_a_family_with_other_names_is_refused_by_name(tmp_path):
+    changes = {"block": "parallel", "norm": "layer", "gated_mlp": False, "attention_bias": True, "mlp_bias": True}
+    changes |= {"attention_out_bias": True, "head_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+    source = make_checkpoint(tmp_path / "phi", model_type="phi", hidden_act="gelu_new", **changes)
+    with pytest.raises(ModelError, match="not yet for phi"):
+        run_stage(source, tmp_path)
+
+
+def test_experts_and_latent_attention_in_int8_say_nearly_the_same(tmp_path):
+    mla = MLA(kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8, q_lora_rank=16)
+    moe = MoE(8, 2, 16, n_shared_experts=1, scoring_func="sigmoid", dense_layers=(0,))
+    changes = {"model_type": "deepseek_v3", "mla": mla, "moe": moe, "head_dim": 4, "num_key_value_heads": 4}
+    source = make_checkpoint(
+        tmp_path / "v3",
+        torch.float32,
+        **changes,
+        rope_interleave=True,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+    run_stage(source, tmp_path)
+    exact, small = load_model(source), load_model(tmp_path / "out")
+    layer = small.model.layers[1]
+    assert isinstance(layer.mlp.experts[3].down_proj, QuantLinear)
+    assert isinstance(layer.self_attn.kv_b_proj, nn.Linear)
+    ids = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, got = exact(ids).logits, small(ids).logits
+    assert float((got - wanted).norm() / wanted.norm()) < 0.05

@@ -19,7 +19,8 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import ModelError, Stopped
 from schoolhouse.core.run import Run
-from schoolhouse.model.families import from_hf
+from schoolhouse.model.families import from_hf, names_of
+from schoolhouse.model.names import LLAMA
 from schoolhouse.model.quantized import linears_to_quantize, pack, quantization_config, quantize_rows
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
@@ -52,8 +53,14 @@ def quantize_folder(source: Path, folder: Path, run: Run) -> dict[str, Any]:
     raw = read_config(source)
     if "quantization_config" in raw:
         raise ModelError(f"{source}: this checkpoint is quantized already; quantize the one it was made from.")
+    model_config = from_hf(raw)
+    if names_of(model_config) is not LLAMA:
+        raise ModelError(
+            f"{source}: int8 files are written for families that name their tensors as Llama and DeepSeek do, not yet for "
+            f"{model_config.model_type}."
+        )
     with torch.device("meta"):
-        model = Transformer(from_hf(raw))
+        model = Transformer(model_config)
     chosen = {f"{name}.weight" for name, _ in linears_to_quantize(model)}
     errors = _Errors()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,13 @@
-"""The arithmetic task: a start number, a chain of steps, what is the result?
+"""The arithmetic task: a start number, a chain of steps, what is the result after each of them?
 
-A level "2-3" has operands and results of up to 2 digits and 3 steps. Results stay whole and positive. The facts of one
-digit are few, so that what the levels from "1-1" to "1-6" teach is to keep a chain in order.
+A level "3" has 3 steps. Operands and results have one digit: those facts are few, so that what the levels teach is to
+keep a chain in order. All results are asked for, since one digit alone is guessed too often: a reward for a wrong chain
+with a lucky end teaches wrong chains (docs/lab-log.md, 2026-11-23).
 """
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from schoolhouse.tasks.task import (
@@ -20,49 +22,58 @@ from schoolhouse.tasks.task import (
     rng_for,
     take_distinct,
 )
-from schoolhouse.tasks.verify import number
 from schoolhouse.text.records import Conversation
 
-LEVELS = ("1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "1-7", "1-8")
-TRACE_LEVELS = ("1-1", "1-2", "1-3")
+LEVELS = ("1", "2", "3", "4", "5", "6", "7", "8")
+TRACE_LEVELS = ("1", "2", "3")
 
 WORDINGS = {"+": ("Add {x}.", "Then add {x}."), "-": ("Subtract {x}.", "Take away {x}."), "*": ("Multiply by {x}.",)}
-LARGEST = {1: 9, 2: 99}  # by digits: the largest result that a step may have
+LARGEST = 9  # operand and result
 _DOUBLE = "Double it."
+_SEPARATORS = re.compile(r"[\s,;]+")
 
 
-def draw_step(rng: random.Random, value: int, digits: int) -> tuple[str, int, int]:
-    """Draw a step from `value`: its sign, its operand, and the result, which lies between 0 and LARGEST[digits]."""
-    low, high = 10 ** (digits - 1), 10**digits - 1
-    limit = LARGEST[digits]
-    largest_factor = min(9, limit // value) if value else 0
-    signs = ["+"] * (value + low <= limit) + ["-"] * (value >= low) + ["*"] * (largest_factor >= 2)
+def draw_step(rng: random.Random, value: int) -> tuple[str, int, int]:
+    """Draw a step from `value`: its sign, its operand, and the result, which lies between 0 and LARGEST."""
+    largest_factor = LARGEST // value if value else 0
+    signs = ["+"] * (value < LARGEST) + ["-"] * (value > 0) + ["*"] * (largest_factor >= 2)
     sign = rng.choice(signs)
     if sign == "+":
-        x = rng.randint(low, min(high, limit - value))
+        x = rng.randint(1, LARGEST - value)
         return sign, x, value + x
     if sign == "-":
-        x = rng.randint(low, min(high, value))
+        x = rng.randint(1, value)
         return sign, x, value - x
     x = rng.randint(2, largest_factor)
     return sign, x, value * x
 
 
-def draw_example(rng: random.Random, task: str, level: str, digits: int, steps: int, *, trace: bool) -> Example:
+def draw_example(rng: random.Random, task: str, level: str, *, trace: bool) -> Example:
     """Draw one chain of a level, with its worked trace if asked for."""
-    value = rng.randint(10 ** (digits - 1), 10**digits - 1)
-    sentences, lines = [f"Start with {value}."], []
-    for _ in range(steps):
-        sign, x, result = draw_step(rng, value, digits)
+    value = rng.randint(1, LARGEST)
+    sentences, lines, results = [f"Start with {value}."], [], []
+    for _ in range(int(level)):
+        sign, x, result = draw_step(rng, value)
         doubled = sign == "*" and x == 2 and rng.random() < 0.5
         sentences.append(_DOUBLE if doubled else rng.choice(WORDINGS[sign]).format(x=x))
         # The step is said again before it is taken: a small network that only writes sums loses its place in the chain.
         lines.append(f"{sentences[-1]} {value}{sign}{x}={result}")
         value = result
-    sentences.append("What is the result?")
+        results.append(str(value))
+    sentences.append("What is the result after each step?")
     question = " ".join(sentences)
     worked = "\n".join(lines) if trace else None
-    return Example(example_id(task, level, question), task, level, question, str(value), worked)
+    return Example(example_id(task, level, question), task, level, question, " ".join(results), worked)
+
+
+def same_results(answer: str) -> Callable[[str], bool]:
+    """Return a check that a text names the results of `answer` in order; spaces and commas do not matter."""
+    expected = _results(answer)
+    return lambda text: _results(text) == expected
+
+
+def _results(text: str) -> list[str]:
+    return _SEPARATORS.split(text.strip(" \t\r\n,;."))
 
 
 @dataclass(frozen=True)
@@ -81,15 +92,14 @@ class ArithmeticTask:
 
     def _stream(self, split: Split, level: str, seed: int) -> Iterator[Example]:
         rng = rng_for(self.name, split, level, seed)
-        digits, steps = (int(part) for part in level.split("-"))
         while True:
-            yield draw_example(rng, self.name, level, digits, steps, trace=level in self.trace_levels)
+            yield draw_example(rng, self.name, level, trace=level in self.trace_levels)
 
     def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
-        """Score a reply: the same number, in whatever usual way it is written."""
+        """Score a reply: the same numbers in the same order."""
         return judge_reply(
             reply_text,
-            lambda text: number(text, example.answer),
+            same_results(example.answer),
             thinking=thinking,
             format_reward=self.format_reward,
         )
