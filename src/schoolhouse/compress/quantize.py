@@ -56,8 +56,8 @@ def quantize_folder(source: Path, folder: Path, run: Run) -> dict[str, Any]:
     model_config = from_hf(raw)
     if names_of(model_config) is not LLAMA:
         raise ModelError(
-            f"{source}: int8 files are written for families that name their tensors as Llama and DeepSeek do, not yet for "
-            f"{model_config.model_type}."
+            f"{source}: int8 files are written for families that name their tensors as Llama and DeepSeek do, "
+            f"not yet for {model_config.model_type}."
         )
     with torch.device("meta"):
         model = Transformer(model_config)
