@@ -210,7 +210,7 @@ def test_a_level_of_few_questions_does_not_make_the_exam_smaller():
     tasks = {t.name: t for t in load_tasks(config.tasks)}
     drawn = exam.draw_questions(config, tasks, seed=0)
     assert sum(len(examples) for examples in drawn["arithmetic"].values()) == 500
-    assert len(drawn["arithmetic"]["1"]) < 30
+    assert len(drawn["arithmetic"]["1"]) < 50
     for is_base, items in ((False, 500), (True, 200)):
         assert len(exam._share_of(config, tasks, drawn, "thinking", is_base)) == items
 

@@ -35,7 +35,7 @@ class Config(StageConfig):
     """
 
     tasks: list[TaskSpec] = Field(min_length=1)
-    count: int = Field(default=256, ge=1)
+    count: int = Field(default=96, ge=1)
     no_think: float = Field(default=0.125, ge=0, le=1)
 
 
