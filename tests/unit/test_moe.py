@@ -133,15 +133,6 @@ def test_the_balancing_bias_stays_in_fp32_and_has_no_gradient(tmp_path):
     assert again.model.layers[1].mlp.gate.weight.dtype == torch.bfloat16
 
 
-def test_load_counts_every_choice_in_training_only():
-    model = deepseek()
-    ids = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
-    model(ids)
-    assert int(model.model.layers[1].mlp.load.sum()) == 0
-    model.train()(ids)
-    assert int(model.model.layers[1].mlp.load.sum()) == 2 * 9 * 2
-
-
 def test_prediction_layers_go_round_with_the_copies_that_others_expect(tmp_path):
     model = deepseek(num_nextn_predict_layers=2)
     save_model(model, tmp_path, dtype=None)

@@ -46,13 +46,12 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class RMSNormPlusOne(nn.Module):
+class RMSNormPlusOne(RMSNorm):
     """RMSNorm whose weight is what is added to one, multiplied in fp32: Gemma's. Source: transformers 5.23, Gemma 3."""
 
     def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size))
-        self.eps = eps
+        super().__init__(size, eps)
+        nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) to the same shape and dtype."""
@@ -158,7 +157,7 @@ def _scaled(frequencies: Tensor, config: ModelConfig) -> Tensor:
 
 def _number(scaling: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = scaling.get(key)
-    return float(value if value is not None else default)  # type: ignore[arg-type]
+    return default if value is None and default is not None else float(scaling[key])
 
 
 def _llama3_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
@@ -210,9 +209,8 @@ def softmax_scale(config: ModelConfig) -> float:
     """
     scale = config.softmax_width**-0.5
     scaling = config.rope_scaling or {}
-    over_all = scaling.get("mscale_all_dim")
-    if config.mla is not None and over_all:
-        scale *= _yarn_mscale(_number(scaling, "factor"), float(over_all)) ** 2  # type: ignore[arg-type]
+    if config.mla is not None and scaling.get("mscale_all_dim"):
+        scale *= _yarn_mscale(_number(scaling, "factor"), _number(scaling, "mscale_all_dim")) ** 2
     return scale
 
 

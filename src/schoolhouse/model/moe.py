@@ -64,10 +64,7 @@ class Router(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """The feed-forward of a layer with experts.
-
-    load: (E,) int64, tokens that each expert got since it was last taken; counted in training only.
-    """
+    """The feed-forward of a layer with experts."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,15 +79,11 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = (
             GatedFeedForward(config, moe.n_shared_experts * moe.moe_intermediate_size) if moe.n_shared_experts else None
         )
-        with torch.device("cpu"):
-            self.load = torch.zeros(moe.n_routed_experts, dtype=torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, D) to the same shape."""
         flat = x.flatten(0, -2)  # (N, D)
         routing = self.gate(flat)
-        if self.training:
-            self.load += torch.bincount(routing.chosen.flatten(), minlength=len(self.experts)).to(self.load.device)
         out = self._mixed(flat, routing).view_as(x)
         return out if self.shared_experts is None else out + self.shared_experts(x)
 

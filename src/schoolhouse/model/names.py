@@ -94,14 +94,12 @@ PHI3 = Names(
 
 _GROUPED = Joined(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), by_group=True)
 
+_WIDE = ((r"mlp\.up_proj", "mlp.dense_h_to_4h"), (r"mlp\.down_proj", "mlp.dense_4h_to_h"))
+
 FALCON = Names(
     layers="transformer.h",
     outer={"model.embed_tokens": "transformer.word_embeddings", "model.norm": "transformer.ln_f"},
-    inner=(
-        (r"self_attn\.o_proj", "self_attention.dense"),
-        (r"mlp\.up_proj", "mlp.dense_h_to_4h"),
-        (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
-    ),
+    inner=((r"self_attn\.o_proj", "self_attention.dense"), *_WIDE),
     joined={"self_attention.query_key_value": _GROUPED},
 )
 
@@ -119,11 +117,7 @@ GPT_NEOX = Names(
         "model.norm": "gpt_neox.final_layer_norm",
         "lm_head": "embed_out",
     },
-    inner=(
-        (r"self_attn\.o_proj", "attention.dense"),
-        (r"mlp\.up_proj", "mlp.dense_h_to_4h"),
-        (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
-    ),
+    inner=((r"self_attn\.o_proj", "attention.dense"), *_WIDE),
     joined={"attention.query_key_value": _GROUPED},
     derived=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )

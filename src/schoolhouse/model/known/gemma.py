@@ -41,6 +41,18 @@ def _write_gemma3(config: ModelConfig) -> Values:
     return _write_layer_types(config) | {"rope_local_base_freq": config.rope_local_theta}
 
 
+_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
 _GEMMA_KEYS = frozenset({"attention_bias", "query_pre_attn_scalar", "sliding_window", "layer_types"})
 _GEMMA_FIELDS = ("query_pre_attn_scalar", "sliding_window", "layer_types", "final_logit_softcapping")
 _GEMMA_BLOCK = {"norm": "rms_plus_one", "block": "sandwich", "scale_embeddings": True}
@@ -51,17 +63,8 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         "Gemma2ForCausalLM",
         {
+            **_DEFAULTS,
             "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-6,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "hidden_act": "gelu_pytorch_tanh",
-            "tie_word_embeddings": True,
-            "bos_token_id": 2,
-            "eos_token_id": 1,
-            "pad_token_id": 0,
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
             "final_logit_softcapping": 30.0,
             "attn_logit_softcapping": 50.0,
         },
@@ -82,19 +85,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
-        {
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-6,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "hidden_act": "gelu_pytorch_tanh",
-            "tie_word_embeddings": True,
-            "bos_token_id": 2,
-            "eos_token_id": 1,
-            "pad_token_id": 0,
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
-        },
+        {**_DEFAULTS, "max_position_embeddings": 131072},
         keys={"hidden_activation": "hidden_act"},
         reads=_GEMMA_KEYS
         | {"sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "final_logit_softcapping"},

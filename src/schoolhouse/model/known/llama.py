@@ -38,6 +38,7 @@ def _write_qwen_window(config: ModelConfig) -> Values:
     return raw if config.layer_types is None else raw | {"layer_types": list(config.layer_types)}
 
 
+_QWEN_DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096}
 _QWEN_WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
 
 
@@ -111,7 +112,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
-        {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "num_key_value_heads": 32},
+        {**_QWEN_DEFAULTS, "num_key_value_heads": 32},
         reads=_QWEN_WINDOW,
         fields=("sliding_window", "layer_types"),
         fixed={"attention_bias": True, "attention_out_bias": False},
@@ -120,13 +121,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        {
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6,
-            "sliding_window": 4096,
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-        },
+        {**_QWEN_DEFAULTS, "num_key_value_heads": 32, "head_dim": 128},
         reads=_QWEN_WINDOW | {"attention_bias"},
         fields=("sliding_window", "layer_types"),
         fixed={"qk_norm": True},
@@ -138,9 +133,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
         {
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6,
-            "sliding_window": 4096,
+            **_QWEN_DEFAULTS,
             "num_key_value_heads": 4,
             "num_experts": 128,
             "num_experts_per_tok": 8,
