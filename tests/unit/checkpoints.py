@@ -21,12 +21,37 @@ RAW = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+DEEPSEEK = {key: RAW[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")} | {
+    "model_type": "deepseek_v3",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_nextn_predict_layers": 0,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "initializer_range": 0.2,
+}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = ["<|im_start|>", "<|im_end|>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "he", "ll"]
 MERGES = ["h e", "l l"]
+
+
+def deepseek(seed=0, **changes):
+    """A small DeepSeek V3 of random weights."""
+    model = Transformer(from_hf(DEEPSEEK | changes))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model.eval()
 
 
 def tiny_model(seed: int = 0, **changes: object) -> Transformer:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import tiny_model, write_checkpoint
+from checkpoints import deepseek, tiny_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from schoolhouse.core.artifact import Draft
@@ -25,7 +25,7 @@ from schoolhouse.get.audit import audit, sha256
 from schoolhouse.get.fetch import fetch_wheel, unpack
 from schoolhouse.get.licences import recognise
 from schoolhouse.get.sources import KNOWN_SOURCES, KnownSource
-from schoolhouse.model.weights import load_model
+from schoolhouse.model.weights import load_model, save_model
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.tokenizer import Tokenizer
 
@@ -62,6 +62,15 @@ def test_a_folder_becomes_a_whole_checkpoint_in_bf16(tmp_path: Path, source: Pat
     assert out.meta["num_params"] == tiny_model().config.num_params()
     weights = hashlib.sha256((out.path / "model.safetensors").read_bytes()).hexdigest()
     assert out.meta["weights_sha256"] == {"model.safetensors": weights}
+
+
+def test_the_balancing_bias_of_experts_stays_in_fp32(tmp_path: Path, source: Path):
+    model = deepseek()
+    model.model.layers[1].mlp.gate.e_score_correction_bias += 0.001 * torch.arange(8)
+    save_model(model, source, dtype=None)
+    got = load_model(get(tmp_path, source).path).model.layers[1].mlp.gate
+    assert torch.equal(got.e_score_correction_bias, model.model.layers[1].mlp.gate.e_score_correction_bias)
+    assert torch.equal(got.weight, model.model.layers[1].mlp.gate.weight.bfloat16().float())
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path, source: Path):

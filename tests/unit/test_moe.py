@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from checkpoints import RAW
+from checkpoints import deepseek
 from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
 
@@ -13,36 +13,8 @@ from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.attention import Causal
 from schoolhouse.model.config import MoE
-from schoolhouse.model.families import from_hf
 from schoolhouse.model.moe import route
-from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model, save_model
-
-DEEPSEEK = {key: RAW[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")} | {
-    "model_type": "deepseek_v3",
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "num_nextn_predict_layers": 0,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 6,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 12,
-    "n_group": 4,
-    "topk_group": 2,
-    "first_k_dense_replace": 1,
-    "initializer_range": 0.2,
-}
-
-
-def deepseek(seed=0, **changes):
-    """A small DeepSeek V3 of random weights."""
-    model = Transformer(from_hf(DEEPSEEK | changes))
-    model.init_weights(torch.Generator().manual_seed(seed))
-    return model.eval()
 
 
 def experts(**changes):

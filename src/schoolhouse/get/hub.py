@@ -28,6 +28,7 @@ from schoolhouse.model.weights import (
     SHARD_BYTES,
     check_folder,
     copy_companions,
+    held_type,
     load_config,
     read_config,
     read_tensors,
@@ -191,7 +192,7 @@ def _copy_terms(source: Path, target: Path) -> set[str]:
 
 def _in_bf16(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in tensors:
-        yield name, tensor.to(torch.bfloat16)
+        yield name, tensor.to(held_type(name, tensor, torch.bfloat16))
 
 
 def _convert_gguf(source: Path, target: Path) -> tuple[str, list[str]]:

@@ -215,10 +215,10 @@ def _join(parts: list[Tensor], join: Joined | None, groups: int) -> Tensor:
 
 def _placed(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A copy of its own: a mapped tensor would change under us if the file did."""
-    return tensor.to(device=device, dtype=_type(name, tensor, dtype), copy=True)
+    return tensor.to(device=device, dtype=held_type(name, tensor, dtype), copy=True)
 
 
-def _type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def held_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The type in which a tensor is held where the others are held in `dtype` (None: as they are)."""
     if not tensor.is_floating_point() or dtype is None:
         return tensor.dtype
@@ -260,11 +260,11 @@ def _in_their_names(
     names = names_of(model.config)
     for stored, held in names.holders(state).items():
         joined = _join([state[n] for n in held], names.join(stored), model.config.num_key_value_heads)
-        wanted = _type(stored, joined, dtype)
+        wanted = held_type(stored, joined, dtype)
         yield stored, joined.detach().to(device="cpu", dtype=wanted).contiguous()
     for copied, shared in _copies(model.config, "lm_head.weight", "model.embed_tokens.weight").items():
         source = state.get(shared, state["model.embed_tokens.weight"])
-        yield copied, source.detach().to(device="cpu", dtype=_type(shared, source, dtype), copy=True).contiguous()
+        yield copied, source.detach().to(device="cpu", dtype=held_type(shared, source, dtype), copy=True).contiguous()
 
 
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
