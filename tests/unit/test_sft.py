@@ -1,6 +1,7 @@
 """Supervised fine-tuning: what is learnt, what is refused, that it learns, and that it stops and goes on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,7 +243,7 @@ def test_a_run_without_any_time_gives_the_model_back(pupil, tmp_path):
 def test_a_loss_that_is_no_number_is_an_error_with_advice(tmp_path):
     class Once:
         def batch(self, step):
-            return Batch([[None]], 1)
+            return Batch([[SimpleNamespace(texts=[1])]], 1)
 
         def state(self):
             return {}

@@ -16,12 +16,21 @@ from schoolhouse.core.errors import BudgetError, Stopped, TrainError
 from schoolhouse.core.run import Run
 from schoolhouse.core.runtime import release_memory
 from schoolhouse.model.transformer import Transformer
+from schoolhouse.train.balance import Balance, Balancing
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
 from schoolhouse.train.optimizer import Optimizer, learning_rate
 
 SAVE_EVERY_S = 240.0
 METRICS = "metrics.jsonl"
 TIDY_EVERY = 10  # steps; gaps between blocks of unequal sizes add up to 0.1 GiB a step (docs/lab-log.md, 2026-11-23)
+
+
+class Part(Protocol):
+    """What is computed at once."""
+
+    @property
+    def texts(self) -> Sequence[int]:
+        """Tokens of each text in the part, in the order in which they lie; filler behind them is left out."""
 
 
 @dataclass
@@ -32,7 +41,7 @@ class Batch:
     names of those that the log prints, too. Without updates the batch teaches nothing, and the weights stay.
     """
 
-    updates: Sequence[Sequence[Any]]
+    updates: Sequence[Sequence[Part]]
     tokens: int
     figures: dict[str, Any] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
@@ -78,7 +87,7 @@ Objective = Callable[[Transformer, Any], tuple[Tensor, dict[str, float]]]
 class Course:
     """How long and how fast: `steps` at most, `lr` at its peak; the course also ends when the stage's time is spent.
 
-    save_every_s: seconds between two checkpoints.
+    save_every_s: seconds between two checkpoints; balancing: how experts are kept even, where there are some.
     """
 
     steps: int
@@ -86,6 +95,32 @@ class Course:
     warmup: float = 0.05
     floor: float = 0.1
     save_every_s: float = SAVE_EVERY_S
+    balancing: Balancing = field(default_factory=Balancing)
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """What a step moves."""
+
+    model: Transformer
+    objective: Objective
+    optimizer: Optimizer
+    balance: Balance
+
+    def save(self, folder: Path, done: int, source: Source) -> None:
+        tensors = self.optimizer.tensors() | self.balance.tensors()
+        save_checkpoint(folder, tensors, {"step": done, "source": source.state()})
+
+    def resume(self, folder: Path, source: Source) -> int:
+        """Go back to the last checkpoint and return its step; 0 where there is none."""
+        found = load_checkpoint(folder)
+        if found is None:
+            return 0
+        tensors, facts = found
+        self.optimizer.restore(tensors)
+        self.balance.restore(tensors)
+        source.restore(facts["source"])
+        return int(facts["step"])
 
 
 def fit(
@@ -98,15 +133,17 @@ def fit(
     time is spent in a stage without a share, TrainError when the loss is not a number.
     """
     folder, metrics = run.scratch / "checkpoint", run.scratch / METRICS
-    done = _resume(folder, metrics, source, optimizer)
+    learner = _Learner(model, objective, optimizer, Balance(model, course.balancing))
+    done = learner.resume(folder, source)
+    _forget_after(done, metrics)
     saved_at = time.monotonic()
     while done < course.steps:
         reason = run.should_stop()
         if reason == "interrupted":
-            _save(folder, done, source, optimizer)
+            learner.save(folder, done, source)
             raise Stopped(f"Stopped after step {done} of {run.stage}; the same command goes on from there.")
         if reason == "budget" and not run.has_share:
-            _save(folder, done, source, optimizer)
+            learner.save(folder, done, source)
             raise BudgetError(
                 f"The time of the recipe ran out after step {done} of {run.stage}, which has no share of its own. "
                 "Grant more (--set budget.time=...): the same command goes on from there."
@@ -116,50 +153,56 @@ def fit(
         batch = source.batch(done)
         if batch is None:
             break
-        figures = _step(model, batch, objective, optimizer, _lr(course, done, run), run)
+        figures = _step(learner, batch, _lr(course, done, run), run)
         done += 1
         figures = {"step": done, **batch.figures, **figures}
         with metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
-        shown = {name: figures[name] for name in (*batch.shown, "loss", "tok_s") if name in figures}
+        shown = {name: figures[name] for name in (*batch.shown, "max_vio", "loss", "tok_s") if name in figures}
         run.log.step(done, None if run.has_share and run.seconds_left() is not None else course.steps, **shown)
         if done % TIDY_EVERY == 0:
             release_memory()
         if time.monotonic() - saved_at >= course.save_every_s:
-            _save(folder, done, source, optimizer)
+            learner.save(folder, done, source)
             saved_at = time.monotonic()
-    _save(folder, done, source, optimizer)
+    learner.save(folder, done, source)
     return done
 
 
-def _step(
-    model: Transformer, batch: Batch, objective: Objective, optimizer: Optimizer, lr: float, run: Run
-) -> dict[str, float]:
+def _step(learner: _Learner, batch: Batch, lr: float, run: Run) -> dict[str, Any]:
     """The updates of one batch; returns its figures, their mean over the updates."""
     started = time.monotonic()
     count = max(len(batch.updates), 1)
     sums = {"loss": 0.0, "grad_norm": 0.0}
     with run.meter.phase("train"):
         for parts in batch.updates:
-            for name, value in _update(model, parts, objective, optimizer, lr, run).items():
+            for name, value in _update(learner, parts, lr, run).items():
                 sums[name] = sums.get(name, 0.0) + value / count
-    run.meter.add(tokens=batch.tokens, flops=3 * batch.tokens * model.config.flops_per_token(0))
+        load = learner.balance.step()
+    alarm = learner.balance.alarm()
+    if alarm is not None:
+        run.log.warn(alarm)
+    run.meter.add(tokens=batch.tokens, flops=3 * batch.tokens * learner.model.config.flops_per_token(0))
     seconds = time.monotonic() - started
     return {
-        **sums, "lr": lr, "tokens": batch.tokens,
+        **sums, **load, "lr": lr, "tokens": batch.tokens,
         "train_s": seconds, "seconds": run.meter.seconds, "tok_s": batch.tokens / max(seconds, 1e-9),
     }  # fmt: skip
 
 
-def _update(
-    model: Transformer, parts: Sequence[Any], objective: Objective, optimizer: Optimizer, lr: float, run: Run
-) -> dict[str, float]:
+def _update(learner: _Learner, parts: Sequence[Part], lr: float, run: Run) -> dict[str, float]:
     """Move the weights once, by the gradient over all parts; returns the parts' figures, added up."""
     sums = {"loss": 0.0}
+    texts = sum(len(part.texts) for part in parts)
     for part in parts:
-        loss, figures = objective(model, part)
-        loss.backward()
+        with learner.balance.watching():
+            loss, figures = learner.objective(learner.model, part)
+        leaning = learner.balance.count(part.texts, texts)
         sums["loss"] += float(loss.detach())
+        if leaning is not None:
+            loss = loss + leaning
+            figures = figures | {"sequence_loss": float(leaning.detach())}
+        loss.backward()
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
     if not math.isfinite(sums["loss"]):
@@ -167,7 +210,7 @@ def _update(
             f"The loss is {sums['loss']}: no step was taken. Lower lr (now {lr:.2g}) "
             f"or look at the last batch in {run.scratch}."
         )
-    return {**sums, "grad_norm": optimizer.step(lr)}
+    return {**sums, "grad_norm": learner.optimizer.step(lr)}
 
 
 def _lr(course: Course, done: int, run: Run) -> float:
@@ -179,22 +222,10 @@ def _lr(course: Course, done: int, run: Run) -> float:
     return learning_rate(course.lr, progress, warmup=course.warmup, floor=course.floor)
 
 
-def _save(folder: Path, done: int, source: Source, optimizer: Optimizer) -> None:
-    save_checkpoint(folder, optimizer.tensors(), {"step": done, "source": source.state()})
-
-
-def _resume(folder: Path, metrics: Path, source: Source, optimizer: Optimizer) -> int:
-    """Go back to the last checkpoint; forget the lines of steps that came after it."""
-    found = load_checkpoint(folder)
-    step = 0
-    if found is not None:
-        tensors, facts = found
-        optimizer.restore(tensors)
-        source.restore(facts["source"])
-        step = int(facts["step"])
+def _forget_after(step: int, metrics: Path) -> None:
+    """Forget the lines of steps that came after the checkpoint."""
     if metrics.exists():
         lines = metrics.read_text(encoding="utf-8").splitlines()
         part = metrics.with_name(metrics.name + ".part")
         part.write_text("".join(line + "\n" for line in lines[:step]), encoding="utf-8")
         part.replace(metrics)
-    return step

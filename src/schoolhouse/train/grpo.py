@@ -119,9 +119,15 @@ class Part:
     targets: Tensor  # (M,)
     old_logprobs: Tensor  # (M,) float32, the sampler's
     advantages: Tensor  # (M,) float32, 0 for replies that are not learnt from
+    prompts: Sequence[int]  # tokens of each
     lengths: Tensor  # tokens of each reply
     batch_tokens: int  # reply tokens of the whole batch
     batch_replies: int
+
+    @property
+    def texts(self) -> list[int]:
+        """Tokens of each prompt and of each reply, in the order in which they lie."""
+        return [*self.prompts, *self.lengths.tolist()]
 
 
 def make_part(
@@ -151,6 +157,7 @@ def make_part(
         torch.tensor([i for reply in flat for i in reply], device=device),
         torch.tensor(old, device=device),
         advantages.flatten().repeat_interleave(lengths).to(device),
+        [len(p) for p in prompts],
         lengths,
         batch_tokens,
         batch_replies,

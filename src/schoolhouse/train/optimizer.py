@@ -45,7 +45,7 @@ class Optimizer:
         for weight in self._weights.values():
             weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
         self._parts: list[tuple[list[str], torch.optim.Optimizer]] = []
-        hidden = [n for n, m in self._masters.items() if kind == "muon" and m.ndim == 2 and ".layers." in n]
+        hidden = [n for n, m in self._masters.items() if kind == "muon" and _is_hidden_matrix(n, m)]
         if hidden:
             matrices = [self._masters[n] for n in hidden]
             muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -115,6 +115,11 @@ class Optimizer:
                         part.state[weight][key].copy_(value)
                 elif held:
                     part.state[weight] = held
+
+
+def _is_hidden_matrix(name: str, weight: Tensor) -> bool:
+    """Whether Muon moves a weight: a layer's matrices, but not a router's, whose rows are one vector an expert."""
+    return weight.ndim == 2 and ".layers." in name and not name.endswith(".mlp.gate.weight")
 
 
 def _chunks(masters: Mapping[str, Tensor]) -> list[list[str]]:

@@ -59,6 +59,7 @@ class Part:
     sources: Tensor
     targets: Tensor
     share: float  # of one over the batch's learnt tokens
+    texts: Sequence[int]
 
 
 def check_mask(rendered: Rendered, where: str) -> None:
@@ -113,7 +114,10 @@ def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Pa
     fill = filler(start)
     ids = torch.tensor([i for row in rows for i in row.ids] + [0] * fill, device=device)[None]  # (1, N)
     context = Packed([len(row.ids) for row in rows] + [fill] * (fill > 0), device=device)
-    return Part(ids, context, torch.tensor(sources, device=device), torch.tensor(targets, device=device), 1.0 / learnt)
+    texts = [len(row.ids) for row in rows]
+    return Part(
+        ids, context, torch.tensor(sources, device=device), torch.tensor(targets, device=device), 1.0 / learnt, texts
+    )
 
 
 def cross_entropy(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
