@@ -18,6 +18,8 @@ from pydantic_core import PydanticUndefined
 
 from schoolhouse.core.config import Budget, Duration, MachineConfig, Recipe, Ref, StageEntry, format_duration
 from schoolhouse.evaluate.verdict import Claim
+from schoolhouse.get.corpora import KNOWN_TEXTS
+from schoolhouse.model.presets import PRESETS
 from schoolhouse.pipeline import STAGES
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
 from schoolhouse.tasks.verify import VERIFIERS
@@ -72,6 +74,31 @@ MEANINGS = {
     "get.sha256": "of the file that `source` is; checked",
     "get.licence": "an SPDX id or expression, for a source that states none",
     "get.accept_licence": "you keep to a licence that restricts use",
+    "get.text.source": "a known text (" + ", ".join(f"`{name}`" for name in KNOWN_TEXTS) + "), or a `.txt`, `.md` or "
+    '`.jsonl` file (rows with a "text") or a folder of them',
+    "get.text.held_out": "share of the documents that are held out, chosen by a hash of each",
+    "get.text.licence": "an SPDX id or expression, for texts of your own; none need be given",
+    "get.text.accept_licence": "you keep to a licence that restricts use",
+    "prepare.tokenizer.data": "a stage that made `documents.jsonl` and `validation.jsonl`",
+    "prepare.tokenizer.vocab_size": "tokens in all, control tokens and with `base` its own included",
+    "prepare.tokenizer.base": "a model whose vocabulary grows instead of a new one",
+    "prepare.pack.data": "a stage that made `documents.jsonl` and `validation.jsonl`",
+    "prepare.pack.tokenizer": "the tokenizer or the model whose ids the texts become",
+    "train.pretrain.data": "a stage `prepare.pack`",
+    "train.pretrain.preset": "a network to begin from nothing: " + ", ".join(f"`{name}`" for name in PRESETS),
+    "train.pretrain.model": "a base that reads on, instead of a preset",
+    "train.pretrain.mtp_weight": "what the loss of the prediction layers counts beside that of the next token",
+    "train.pretrain.replay": "packed texts of which rows are mixed in, against forgetting",
+    "train.pretrain.replay_share": "share of the rows that are replayed",
+    "train.pretrain.epochs": "times that the texts are read",
+    "train.pretrain.lr": "learning rate at its peak",
+    "train.pretrain.warmup": "share of the course over which the rate rises",
+    "train.pretrain.floor": "share of lr at the end of its cosine",
+    "train.pretrain.weight_decay": "of matrices; norms and biases never decay",
+    "train.pretrain.optimizer": "`muon` moves the layers' matrices, and AdamW the rest",
+    "train.pretrain.bias_speed": "what a step adds to or takes from an expert's bias, against its load",
+    "train.pretrain.sequence_loss": "weight of the loss of a text that leans on few experts",
+    "train.pretrain.save_every": "what a killed run loses at most",
     "prepare.traces.tasks": "whose easy levels are shown with worked solutions",
     "prepare.traces.count": "conversations of each task, spread evenly over its trace levels",
     "prepare.traces.no_think": "share of them that ask for the bare answer",

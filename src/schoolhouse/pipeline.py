@@ -34,7 +34,11 @@ from schoolhouse.core.run import Run, stop_on_signals
 
 STAGES: Mapping[str, str] = {
     "get": "schoolhouse.get.hub",
+    "get.text": "schoolhouse.get.text",
+    "prepare.tokenizer": "schoolhouse.prepare.tokenizer",
+    "prepare.pack": "schoolhouse.prepare.pack",
     "prepare.traces": "schoolhouse.prepare.traces",
+    "train.pretrain": "schoolhouse.train.pretrain",
     "train.sft": "schoolhouse.train.sft",
     "train.grpo": "schoolhouse.train.grpo",
     "compress.quantize": "schoolhouse.compress.quantize",

