@@ -182,6 +182,10 @@ def test_the_rate_rises_then_falls_to_its_floor():
     assert at[10:] == sorted(at[10:], reverse=True)
     assert learning_rate(2.0, 1.7, warmup=0.1, floor=0.25) == pytest.approx(0.5)
     assert learning_rate(2.0, 0.0, warmup=0.0) == 2.0
+    held = [learning_rate(2.0, i / 100, warmup=0.1, hold=0.5, floor=0.25) for i in range(101)]
+    assert held[10:51] == [2.0] * 41
+    assert held[75] == pytest.approx(2.0 * (0.25 + 0.75 / 2))
+    assert held[100] == pytest.approx(0.5)
 
 
 def test_a_damaged_checkpoint_says_which_and_what_to_do(tmp_path):

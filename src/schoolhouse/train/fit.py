@@ -93,6 +93,7 @@ class Course:
     steps: int
     lr: float
     warmup: float = 0.05
+    hold: float = 0.0
     floor: float = 0.1
     save_every_s: float = SAVE_EVERY_S
     balancing: Balancing = field(default_factory=Balancing)
@@ -219,7 +220,7 @@ def _lr(course: Course, done: int, run: Run) -> float:
     left = run.seconds_left() if run.has_share else None
     if left is not None:
         progress = max(progress, run.meter.seconds / max(run.meter.seconds + left, 1e-9))
-    return learning_rate(course.lr, progress, warmup=course.warmup, floor=course.floor)
+    return learning_rate(course.lr, progress, warmup=course.warmup, hold=course.hold, floor=course.floor)
 
 
 def _forget_after(step: int, metrics: Path) -> None:

@@ -67,6 +67,7 @@ class Config(StageConfig):
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=3e-5, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
+    hold: float = Field(default=0.5, ge=0, lt=1)
     floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
@@ -346,7 +347,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     rehearsal = Rehearsal(config, model, chat, tasks, run)
-    course = Course(config.steps, config.lr, config.warmup, config.floor, config.save_every)
+    course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
     steps = fit(model, rehearsal, GroupObjective(config, reference), optimizer, course, run)
     keep_model(model, source, steps, run, out)
     if (run.scratch / SAMPLES).exists():

@@ -145,12 +145,15 @@ def _norm(grad: Tensor) -> Tensor:
     return torch.linalg.vector_norm(grad, dtype=torch.float32)
 
 
-def learning_rate(peak: float, progress: float, *, warmup: float = 0.05, floor: float = 0.1) -> float:
-    """Linear rise over the first `warmup` of the course, then a cosine down to `floor` times the peak.
+def learning_rate(
+    peak: float, progress: float, *, warmup: float = 0.05, hold: float = 0.0, floor: float = 0.1
+) -> float:
+    """Linear rise over the first `warmup` of the course, at the peak until `hold`, then a cosine down to `floor` of it.
 
     progress: share of the course that is done, 0 to 1; by steps or by time, as the stage is limited.
     """
     if progress < warmup:
         return peak * max(progress / warmup, 0.02)
-    along = min(1.0, (progress - warmup) / (1.0 - warmup))
+    start = max(warmup, hold)
+    along = min(1.0, max(0.0, progress - start) / (1.0 - start))
     return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * along)))

@@ -57,6 +57,7 @@ class Config(StageConfig):
     part_tokens: int = Field(default=4096, ge=64)  # computed at once; sets the memory of the activations
     lr: float = Field(default=2e-3, gt=0)
     warmup: float = Field(default=0.02, ge=0, lt=1)
+    hold: float = Field(default=0.0, ge=0, lt=1)
     floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0)
     optimizer: Kind = "muon"
@@ -177,7 +178,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     before = _before(config, model, inputs, run)
     balancing = Balancing(config.bias_speed, config.sequence_loss)
-    course = Course(reading.steps, config.lr, config.warmup, config.floor, config.save_every, balancing)
+    course = Course(reading.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every, balancing)
     steps = fit(model, reading, next_tokens, optimizer, course, run)
     keep_model(model, data.path, steps, run, out)
     after = _measured(config, model, inputs)
