@@ -154,13 +154,13 @@ def test_scales_that_do_not_fit_are_named(folder: Path, change, said):
 )
 def test_another_fp8_is_named_and_refused(folder: Path, key, value):
     change_config(folder, **{key: value})
-    with pytest.raises(ModelError, match=rf"{key}|config\.json has no quantization_config"):
+    with pytest.raises(ModelError, match=rf"quantization_config has {key}"):
         load_model(folder)
 
 
 def test_fp8_without_a_word_in_the_config_is_refused(source: Path, folder: Path):
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
-    with pytest.raises(ModelError, match=r"is in fp8, but config\.json has no quantization_config"):
+    with pytest.raises(ModelError, match=r"is in fp8, .* quant_method 'fp8', not None"):
         load_model(folder)
 
 

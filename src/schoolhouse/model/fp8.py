@@ -58,9 +58,10 @@ def with_scales(stored: Mapping[str, StoredTensor], config: Mapping[str, Any] | 
         if entry.dtype != _CODES:
             continue
         if not is_fp8(config):
+            method = None if config is None else config.get("quant_method")
             raise ModelError(
-                f"{entry.file}: {name} is in fp8, but config.json has no quantization_config with quant_method 'fp8', "
-                "which says how to read it. Take config.json from where the weights came from."
+                f"{entry.file}: {name} is in fp8, which is read only where config.json's quantization_config has "
+                f"quant_method 'fp8', not {method!r}. Take it in bf16, or with the config.json that belongs to it."
             )
         out[name] = replace(entry, scale=_scales(name, entry, out.pop(name + SCALES, None)))
     return out
