@@ -124,7 +124,7 @@ MEANINGS = {
     "train.grpo.clip_low": "how far below 1 a token's probability ratio still counts",
     "train.grpo.clip_high": "how far above 1 it still counts",
     "compress.quantize.model": "the checkpoint to make small",
-    "compress.quantize.bits": "of a weight",
+    "compress.quantize.format": "of the linear layers; `fp8` in blocks, as DeepSeek publishes its models",
     "evaluate.exam.models": "who is examined; the first is where the others came from",
     "evaluate.exam.tasks": "held-out questions are drawn from these",
     "evaluate.exam.items": "questions of each task, spread over its levels",

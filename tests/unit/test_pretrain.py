@@ -148,6 +148,16 @@ def test_a_fresh_mixture_learns_keeps_its_balance_and_loads_again(data, tmp_path
     assert Tokenizer.load(out.path).vocab_size == model.config.vocab_size
 
 
+def test_training_in_fp8_is_near_and_not_the_same(base, data, tmp_path):
+    settings = {"model": "base", "epochs": 0.3, "lr": 3e-3}
+    inputs = {"data": data, "base": base}
+    plain, fp8 = (learn(tmp_path / name, inputs, fp8=name == "b", **settings) for name in "ab")
+    first, second = (out.meta["bits_per_byte"]["data"]["after"] for out in (plain, fp8))
+    assert first != second
+    assert first == pytest.approx(second, rel=0.02)
+    assert type(load_model(fp8.path).model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(base, data, tmp_path):
     def cut(folder):
         run = fp32_run(folder)

@@ -165,10 +165,11 @@ def _find_model(folder: Path) -> Path:
 
 
 def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
-    """Write the checkpoint anew in bf16 (quantized ones as they are); returns what was done and what was left."""
+    """Write the checkpoint anew in bf16 (int8 ones as they are); returns what was done and what was left."""
     model, stored = check_folder(source)
     raw = read_config(source)
-    quantized = "quantization_config" in raw
+    scales = {entry.scale.file.name for entry in stored.values() if entry.scale}
+    quantized = "quantization_config" in raw and not scales
     write_tensors(target, read_tensors(stored) if quantized else _in_bf16(read_tensors(stored)))
     config = to_hf(model.config)
     if quantized:
@@ -177,9 +178,10 @@ def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
     copy_companions(source, target)
     terms = _copy_terms(source, target)
     kinds = ", ".join(sorted({entry.dtype for entry in stored.values()}))
-    taken = {path.name for path in target.iterdir()} | {entry.file.name for entry in stored.values()} | terms
+    taken = {path.name for path in target.iterdir()} | {entry.file.name for entry in stored.values()} | scales | terms
     left = sorted(path.name for path in source.iterdir() if path.name not in taken | {"model.safetensors.index.json"})
-    return f"Conversion: safetensors ({kinds}) {'kept as stored' if quantized else 'to safetensors (BF16)'}", left
+    how = "fp8 blocks de-quantized to safetensors (BF16)" if scales else "to safetensors (BF16)"
+    return f"Conversion: safetensors ({kinds}) {'kept as stored' if quantized else how}", left
 
 
 def _copy_terms(source: Path, target: Path) -> set[str]:

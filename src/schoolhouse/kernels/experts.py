@@ -7,19 +7,32 @@ a gradient of the whole stack's size, 11 to 15 times slower with 64 experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
+class Products(NamedTuple):
+    """How rows meet matrices where they are not plainly multiplied.
+
+    rows: of rows (N, K) and a matrix (F, K) the product (N, F); gradient: of the gradient of such a product (N, F) and
+    its rows (N, K) the gradient of the matrix (F, K).
+    """
+
+    rows: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor]
+
+
 class _Experts(torch.autograd.Function):
     """All experts in one node of the graph, so that intermediate rows are laid out once for both passes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, *matrices: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, products: Products | None, *matrices: Tensor
+    ) -> Tensor:
         """matrices: gates, then ups, then downs, one of each an expert."""
         count = len(matrices) // 3
         gates, ups, downs = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
@@ -27,13 +40,13 @@ class _Experts(torch.autograd.Function):
         ends = torch.bincount(chosen.flatten(), minlength=count).cumsum(0).tolist()
         rows = x.index_select(0, order // chosen.shape[1])  # (N * A, D)
         gate, up = (rows.new_empty(len(rows), gates[0].shape[0]) for _ in range(2))
-        _each(ends, rows, gates, gate)
-        _each(ends, rows, ups, up)
+        _each(ends, rows, gates, gate, products)
+        _each(ends, rows, ups, up, products)
         out = torch.empty_like(rows)
-        _each(ends, F.silu(gate).mul_(up), downs, out)
+        _each(ends, F.silu(gate).mul_(up), downs, out, products)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        ctx.ends = ends
+        ctx.ends, ctx.products = ends, products
         ctx.save_for_backward(rows, gate, up, out, shares, order, back, *matrices)
         return _gathered(out, back, shares)
 
@@ -41,47 +54,66 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Each block of rows back through its expert."""
         rows, gate, up, out, shares, order, back, *matrices = ctx.saved_tensors
-        ends, count, choices = ctx.ends, len(matrices) // 3, shares.shape[1]
+        ends, products, count, choices = ctx.ends, ctx.products, len(matrices) // 3, shares.shape[1]
         gates, ups, downs = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
         grad_rows = grad.index_select(0, order // choices)  # (N * A, D)
         grad_shares = torch.linalg.vecdot(grad_rows.float(), out.float())[back].view_as(shares).to(shares.dtype)
         grad_rows = grad_rows * shares.flatten()[order, None].to(grad_rows.dtype)
         squashed = torch.sigmoid(gate)
         active = gate * squashed  # silu(gate)
-        grad_downs = _weights(ends, grad_rows, active * up, downs)
+        grad_downs = _weights(ends, grad_rows, active * up, downs, products)
         inner = torch.empty_like(gate)
-        _each(ends, grad_rows, [w.t() for w in downs], inner)
+        _each(ends, grad_rows, [w.t() for w in downs], inner, products)
         grad_up = inner * active
         grad_gate = inner.mul_(up).mul_(squashed + active * (1 - squashed))
-        grad_gates, grad_ups = _weights(ends, grad_gate, rows, gates), _weights(ends, grad_up, rows, ups)
-        _each(ends, grad_gate, [w.t() for w in gates], grad_rows)
-        _each(ends, grad_up, [w.t() for w in ups], grad_rows, add=True)
+        grad_gates = _weights(ends, grad_gate, rows, gates, products)
+        grad_ups = _weights(ends, grad_up, rows, ups, products)
+        _each(ends, grad_gate, [w.t() for w in gates], grad_rows, products)
+        _each(ends, grad_up, [w.t() for w in ups], grad_rows, products, add=True)
         grad_x = grad_rows.index_select(0, back).view(len(shares), choices, -1).sum(1)
-        return (grad_x, grad_shares, None, *grad_gates, *grad_ups, *grad_downs)
+        return (grad_x, grad_shares, None, None, *grad_gates, *grad_ups, *grad_downs)
 
 
-def _each(ends: Sequence[int], rows: Tensor, weights: Sequence[Tensor], out: Tensor, *, add: bool = False) -> None:
+def _each(
+    ends: Sequence[int],
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    out: Tensor,
+    products: Products | None,
+    *,
+    add: bool = False,
+) -> None:
     """Each expert's block of rows times its own matrix (out, in), into (or on top of) the same rows of `out`."""
     start = 0
     for end, weight in zip(ends, weights, strict=True):
         if end > start:
             place = out[start:end]
-            if add:
+            if products is not None:
+                product = products.rows(rows[start:end], weight)
+                place.copy_(place + product if add else product)
+            elif add:
                 place.addmm_(rows[start:end], weight.t())
             else:
                 torch.mm(rows[start:end], weight.t(), out=place)
         start = end
 
 
-def _weights(ends: Sequence[int], grad: Tensor, rows: Tensor, weights: Sequence[Tensor]) -> list[Tensor | None]:
+def _weights(
+    ends: Sequence[int], grad: Tensor, rows: Tensor, weights: Sequence[Tensor], products: Products | None
+) -> list[Tensor | None]:
     """The gradient of each expert's matrix; None for one that no token was sent to."""
+    gradient = _gradient if products is None else products.gradient
     out: list[Tensor | None] = []
     start = 0
     for end, weight in zip(ends, weights, strict=True):
         used = end > start and weight.requires_grad
-        out.append(torch.mm(grad[start:end].t(), rows[start:end]) if used else None)
+        out.append(gradient(grad[start:end], rows[start:end]) if used else None)
         start = end
     return out
+
+
+def _gradient(grad: Tensor, rows: Tensor) -> Tensor:
+    return torch.mm(grad.t(), rows)
 
 
 def _gathered(out: Tensor, back: Tensor, shares: Tensor) -> Tensor:
@@ -91,14 +123,21 @@ def _gathered(out: Tensor, back: Tensor, shares: Tensor) -> Tensor:
 
 
 def mix_experts(
-    x: Tensor, chosen: Tensor, shares: Tensor, gates: Sequence[Tensor], ups: Sequence[Tensor], downs: Sequence[Tensor]
+    x: Tensor,
+    chosen: Tensor,
+    shares: Tensor,
+    gates: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    downs: Sequence[Tensor],
+    products: Products | None = None,
 ) -> Tensor:
     """The sum over a token's experts e of share * down_e(silu(gate_e(x)) * up_e(x)).
 
     x: (N, D); chosen: (N, A) int64, which experts; shares: (N, A) float32; gates and ups: E matrices (F, D), downs: E
-    matrices (D, F). Returns (N, D). An expert without a token gets no gradient.
+    matrices (D, F). Returns (N, D). An expert without a token gets no gradient. products: other ways to multiply, with
+    operands in fp8 for example.
     """
-    return _Experts.apply(x, shares, chosen, *gates, *ups, *downs)
+    return _Experts.apply(x, shares, chosen, products, *gates, *ups, *downs)
 
 
 def mix_experts_plain(

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.experts import mix_experts
+from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
 from schoolhouse.model.config import ModelConfig, MoE
+from schoolhouse.model.fp8_linear import Fp8Linear
 from schoolhouse.model.layers import GatedFeedForward
 
 
@@ -93,7 +95,8 @@ class MixtureOfExperts(nn.Module):
             gates, ups, downs = (
                 [getattr(e, name).weight for e in self.experts] for name in ("gate_proj", "up_proj", "down_proj")
             )
-            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs)
+            products = FP8_PRODUCTS if isinstance(self.experts[0].gate_proj, Fp8Linear) else None
+            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs, products)
         out = torch.zeros_like(x)  # experts in int8 are asked one by one
         for number in routing.chosen.unique().tolist():
             tokens, place = (routing.chosen == number).nonzero(as_tuple=True)

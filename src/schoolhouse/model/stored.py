@@ -25,16 +25,21 @@ INDEX = "model.safetensors.index.json"
 _MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 _OLD_PICKLE_BYTES = 1 << 20
 _PICKLE_NAMES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
+_ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8}
+_ITEM_BITS |= {"I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One line of a safetensors header: which file, which type (`BF16`, ...), which shape."""
+    """One line of a safetensors header: which file, which type (`BF16`, ...), which shape.
+
+    scale: the tensor that this one, in fp8, is multiplied by (`model/fp8.py`).
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    scale: StoredTensor | None = None
 
 
 def pickled_as(path: Path) -> str | None:

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.core.machine import available_memory_bytes
+from schoolhouse.kernels.fp8 import dequantize_blocks
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, names_of, to_hf
+from schoolhouse.model.fp8 import SCALES, is_fp8, with_scales
 from schoolhouse.model.names import Joined, Names
 from schoolhouse.model.quantized import QuantLinear, quantization_config, replace_linears
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
@@ -66,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
-    """Load a checkpoint folder, its floating-point weights in `dtype` on `device`.
+    """Load a checkpoint folder, its floating-point weights in `dtype` on `device`. int8 stays, fp8 is de-quantized.
 
     Raises ModelError that names the file or tensors for weights that do not fit the config, and MachineError before
     anything is loaded if the free memory does not hold them.
@@ -84,13 +86,14 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
     """
     raw = read_config(folder)
     config = from_hf(raw)
-    stored = find_tensors(folder)
+    quantization = raw.get("quantization_config")
+    stored = with_scales(find_tensors(folder), quantization)
     if not any(name.startswith(f"model.layers.{config.num_hidden_layers}.") for name in stored):
         config = replace(config, num_nextn_predict_layers=0)  # who wrote it left the prediction layers out, as many do
     with torch.device("meta"):
         model = Transformer(config)
-    if "quantization_config" in raw:
-        replace_linears(model, raw["quantization_config"])
+    if quantization is not None and not is_fp8(quantization):
+        replace_linears(model, quantization)
     names = names_of(config)
     stored = _without_derived(stored, names, config)
     check_names(folder, stored, _stored_shapes(names, model.state_dict()))
@@ -108,9 +111,12 @@ def _stored_shapes(names: Names, state: Mapping[str, Tensor]) -> dict[str, tuple
 
 
 def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors themselves, one by one, as they are stored. ModelError if a file cannot be read."""
+    """The tensors themselves, one by one, as they are stored; those in fp8 de-quantized to fp32.
+
+    Raises ModelError if a file cannot be read.
+    """
     for name, entry in stored.items():
-        yield name, _read(entry, name)
+        yield name, _dequantized(_read(entry, name), name, entry, torch.float32)
 
 
 def _without_derived(stored: dict[str, StoredTensor], names: Names, config: ModelConfig) -> dict[str, StoredTensor]:
@@ -153,6 +159,13 @@ def _read(entry: StoredTensor, name: str) -> Tensor:
     return tensor
 
 
+def _dequantized(tensor: Tensor, name: str, entry: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as it was read, or in `dtype` if it is in fp8."""
+    if entry.scale is None:
+        return tensor
+    return dequantize_blocks(tensor, _read(entry.scale, name + SCALES), dtype)
+
+
 def check_names(where: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ModelError that names tensors without a place in the model, places without a tensor, and a wrong shape."""
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
@@ -187,7 +200,8 @@ def _fill(model: Transformer, stored: Mapping[str, StoredTensor], dtype: torch.d
             with safe_open(path, framework="pt") as file:
                 for name in inside:
                     rows = [wanted[n] for n in holders[name]]
-                    parts = _split(file.get_tensor(name), names.join(name), rows, model.config.num_key_value_heads)
+                    tensor = _dequantized(file.get_tensor(name), name, stored[name], dtype)
+                    parts = _split(tensor, names.join(name), rows, model.config.num_key_value_heads)
                     state = {n: _placed(n, part, dtype, device) for n, part in zip(holders[name], parts, strict=True)}
                     model.load_state_dict(state, strict=False, assign=True)
         except (SafetensorError, RuntimeError) as error:

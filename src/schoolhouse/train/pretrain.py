@@ -4,7 +4,7 @@ The loss is that of the next token, and with prediction layers that of the token
 forget: a share of the rows can be replayed from other texts, and what a byte of held-out text costs is measured on both
 before and after.
 
-Source: arXiv 2412.19437, sections 2.2 and 4.2 (further tokens, balance); arXiv 2502.16982 (Muon).
+Source: arXiv 2412.19437, sections 2.2, 3.3 and 4.2 (further tokens, fp8, balance); arXiv 2502.16982 (Muon).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from schoolhouse.core.config import Duration, Ref, StageConfig, did_you_mean
 from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.fp8_linear import train_in_fp8
 from schoolhouse.model.grow import grow_vocabulary
 from schoolhouse.model.presets import PRESETS, preset
 from schoolhouse.model.transformer import Transformer
@@ -61,6 +62,7 @@ class Config(StageConfig):
     floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0)
     optimizer: Kind = "muon"
+    fp8: bool = False  # linear layers multiply with operands in fp8, as DeepSeek V3 was trained; simulated on a CPU
     bias_speed: float = Field(default=1e-3, ge=0)
     sequence_loss: float = Field(default=1e-4, ge=0)
     measure_every: int = Field(default=50, ge=1)  # steps between two glances at held-out text
@@ -173,6 +175,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     if replay is not None and replay.file("tokenizer.json").read_bytes() != data.file("tokenizer.json").read_bytes():
         raise DataError(f"replay {config.replay!r} was packed with another tokenizer than {config.data!r}.")
     model = _begin(config, inputs, run)
+    if config.fp8:
+        run.log.info(f"{train_in_fp8(model)} layers multiply in fp8")
     _say_what(model.config, run)
     reading = Reading(config, model, data, replay, run)
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
