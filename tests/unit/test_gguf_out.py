@@ -52,6 +52,7 @@ DEEP = DEEPSEEK | SPREAD
 DEEP_V2 = {key: value for key, value in DEEP.items() if key != "num_nextn_predict_layers"} | {
     "model_type": "deepseek_v2"
 }
+V2_ROUTING = {"topk_method": "greedy", "n_group": 1, "topk_group": 1}
 DEEP_YARN = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}
 CASES = {
     "llama": RAW | SPREAD,
@@ -62,7 +63,8 @@ CASES = {
     "qwen3": RAW | SPREAD | {"model_type": "qwen3", "architectures": None, "head_dim": 16},
     "qwen3-moe": RAW | SPREAD | {"model_type": "qwen3_moe", "architectures": None} | QWEN_MOE,
     "deepseek-v3": DEEP | {"rope_scaling": DEEP_YARN},
-    "deepseek-v2-lite": DEEP_V2 | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "deepseek-v2": DEEP_V2 | V2_ROUTING,
+    "deepseek-v2-lite": DEEP_V2 | V2_ROUTING | {"q_lora_rank": None, "num_hidden_layers": 27},
 }
 
 
@@ -162,9 +164,19 @@ def test_what_gguf_cannot_say_is_refused(tmp_path: Path, case: str):
         write_gguf(tmp_path / "m", tmp_path / "m.gguf", "f16", {})
 
 
-def test_groups_that_llama_cpp_would_rank_otherwise_are_refused(tmp_path: Path):
-    make(tmp_path / "m", DEEP_V2 | {"topk_method": "group_limited_greedy"})
-    with pytest.raises(ModelError, match="two best"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (DEEP_V2 | {"topk_method": "group_limited_greedy"}, "two best"),
+        (DEEP_V2 | V2_ROUTING | {"q_lora_rank": None}, "wants q_lora_rank"),
+        (DEEP | {"n_shared_experts": 0}, "has a shared expert"),
+        (DEEP | {"rope_interleave": False}, "side by side"),
+        (DEEP | {"rope_scaling": YARN}, "mscale"),
+    ],
+)
+def test_a_deepseek_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Path, changes: dict, said: str):
+    make(tmp_path / "m", changes)
+    with pytest.raises(ModelError, match=said):
         write_gguf(tmp_path / "m", tmp_path / "m.gguf", "f16", {})
 
 
@@ -195,15 +207,16 @@ def test_a_vocabulary_comes_back(tmp_path: Path, pre: str):
 
 def test_a_tokenizer_that_llama_cpp_would_split_otherwise_is_refused(tmp_path: Path):
     write_vocabulary(tmp_path)
-    with pytest.raises(ModelError, match=r"the id 511, the model has 500 rows"):
-        to_gguf(tmp_path, 500)
+    rows = len(gguf_meta()["tokenizer.ggml.tokens"])
+    with pytest.raises(ModelError, match=rf"the id {rows - 1}, the model has {rows - 1} rows"):
+        to_gguf(tmp_path, rows - 1)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [tokenizers.pre_tokenizers.Whitespace(), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     library.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelError, match="splits text as none of the known families"):
-        to_gguf(tmp_path, 512)
+        to_gguf(tmp_path, rows)
 
 
 def test_the_stage_without_a_replay_says_so(tmp_path: Path):
@@ -232,23 +245,24 @@ def test_the_tolerance_follows_from_the_rounding():
 def test_llama_cpp_says_what_we_say(tmp_path: Path, case: str):
     pytest.importorskip("xllamacpp")
     make(tmp_path / "m", CASES[case])
-    out = run_stage(tmp_path / "m", tmp_path, kind="f16" if case in ("llama", "qwen2-yarn") else "f32", replay=50)
+    kind = "f16" if case in ("llama", "qwen2-yarn") else "f32"
+    out = run_stage(tmp_path / "m", tmp_path, kind=kind, replay=50)
     seen = out.meta["replay"]
     assert seen["prompts"] == 50
     assert seen["tokens"] > 600
-    assert seen["near_ties"] == 0
+    assert seen["near_ties"] <= (0 if kind == "f32" else 0.01 * seen["tokens"])  # llama.cpp rounds to F16 for F16
 
 
 def test_a_file_that_llama_cpp_reads_otherwise_is_no_artifact(tmp_path: Path):
     pytest.importorskip("xllamacpp")
     make(tmp_path / "m", CASES["llama"])
     extra, file, run = to_gguf(tmp_path / "m", 300), tmp_path / "m.gguf", Run.for_tests(tmp_path)
-    write_gguf(tmp_path / "m", file, "f32", extra | {"llama.attention.scale": 3.0})  # which we know nothing of
+    write_gguf(tmp_path / "m", file, "f32", extra | {"llama.rope.scaling.attn_factor": 4.0})  # which we know nothing of
     with pytest.raises(ModelError, match=r"(?s)after 'What is.*llama\.cpp goes on with .*, we with .* rounding"):
         replay(file, tmp_path / "m", "f32", 2, run)
     template = extra["tokenizer.chat_template"].replace("{{ m.role }}", "{{ m.role }}:")
     write_gguf(tmp_path / "m", file, "f32", extra | {"tokenizer.chat_template": template})
-    with pytest.raises(ModelError, match=r"reads a prompt otherwise.*user:"):
+    with pytest.raises(ModelError, match=r"to \d+ tokens, we to \d+, and after \d+ they part"):
         replay(file, tmp_path / "m", "f32", 2, run)
     write_gguf(tmp_path / "m", file, "f32", extra | {"tokenizer.ggml.pre": "no such splits"})
     with pytest.raises(ModelError, match=r"llama\.cpp cannot run this file"):

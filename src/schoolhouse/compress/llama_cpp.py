@@ -19,8 +19,6 @@ from typing import Any
 
 from schoolhouse.core.errors import ModelError
 
-_SAYS_ITS_PROMPT = 10  # the verbosity from which an answer holds the prompt as it was read
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -33,20 +31,29 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """What llama.cpp made of a prompt: its greedy tokens after the ids, and how it read what a user would hand it."""
+    """What llama.cpp made of a prompt: its greedy tokens after the ids, and how it read what a user would hand it.
+
+    num_tokens: of its own reading; num_same: with how many of the ids that begins, the last one not counted.
+    """
 
     tokens: list[int]
-    text: str
     num_tokens: int
+    num_same: int
 
 
-def ask(model: Path, prompts: Sequence[Asked], new_tokens: int, threads: int, scratch: Path) -> list[Answered]:
-    """Let llama.cpp go on from each prompt, greedily. ModelError with its last words if it fails."""
+def ask(
+    model: Path, prompts: Sequence[Asked], new_tokens: int, *, never: Sequence[int], threads: int, scratch: Path
+) -> list[Answered]:
+    """Let llama.cpp go on from each prompt, greedily, with no token of `never`. ModelError with its words if it fails.
+
+    never: at least the tokens that are no whole characters: it would leave them out of its answer.
+    """
     asked, answered = scratch / "asked.json", scratch / "answered.json"
     longest = max(len(prompt.ids) for prompt in prompts)
     job = {
         "model": str(model),
         "context": 2 * longest + new_tokens + 64,  # it may read a text into more tokens than we do
+        "greedy": {"temperature": 0, "top_k": 1, "n_probs": 1, "logit_bias": [[i, False] for i in never]},
         "new_tokens": new_tokens,
         "threads": threads,
         "prompts": [asdict(prompt) for prompt in prompts],
@@ -68,7 +75,7 @@ def _main(asked: Path, answered: Path) -> None:
 
     job = json.loads(asked.read_text(encoding="utf-8"))
     server = xllamacpp.Server(_settings(xllamacpp, job))
-    rows = [_answer(server, prompt, job["new_tokens"]) for prompt in job["prompts"]]
+    rows = [_answer(server, prompt, job) for prompt in job["prompts"]]
     answered.write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -84,28 +91,27 @@ def _settings(xllamacpp: Any, job: Mapping[str, Any]) -> Any:
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.fit_params = settings.warmup = settings.ui = False
-    settings.verbosity = _SAYS_ITS_PROMPT
+    settings.cache_ram_mib = 0
     settings.api_keys = [secrets.token_hex(16)]  # it listens on this machine; nobody else is to be answered
     return settings
 
 
-def _answer(server: Any, prompt: Mapping[str, Any], new_tokens: int) -> dict[str, Any]:
-    greedy = {"temperature": 0, "top_k": 1, "cache_prompt": False}
-    said = _checked(
-        server.handle_completions(greedy | {"prompt": prompt["ids"], "max_tokens": new_tokens, "return_tokens": True})
-    )
-    once = greedy | {"max_tokens": 1}
+def _answer(server: Any, prompt: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """It says no ids of what it read. But it reads anew only where a prompt differs from the one before, and tells."""
+    ids = {"prompt": prompt["ids"], "max_tokens": job["new_tokens"], "cache_prompt": False}
+    said = _checked(server.handle_completions(job["greedy"] | ids))
+    once = job["greedy"] | {"max_tokens": 1, "cache_prompt": True}
     if prompt["messages"] is None:
         read = _checked(server.handle_completions(once | {"prompt": prompt["text"]}))
     else:
         read = _checked(server.handle_chat_completions(once | {"messages": prompt["messages"]}))
-    return asdict(
-        Answered(said["__verbose"]["tokens"], read["__verbose"]["prompt"], int(read["usage"]["prompt_tokens"]))
-    )
+    tokens = [int(token["id"]) for token in said["choices"][0]["logprobs"]["content"]]
+    usage = read["usage"]
+    return asdict(Answered(tokens, int(usage["prompt_tokens"]), int(usage["prompt_tokens_details"]["cached_tokens"])))
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
-    if "__verbose" not in answer:
+    if "choices" not in answer:
         raise SystemExit(f"error: llama.cpp answers {json.dumps(answer)[:500]}")
     return answer
 

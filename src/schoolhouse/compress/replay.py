@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from schoolhouse.compress.llama_cpp import Answered, Asked, ask
 from schoolhouse.compress.replay_prompts import PROMPTS
@@ -78,12 +79,15 @@ def replay(file: Path, folder: Path, kind: str, count: int, run: Run) -> dict[st
             f"{folder}: no prompt with {NEW_TOKENS} tokens after it fits into {config.max_position_embeddings} tokens: "
             "set replay = 0."
         )
-    answers = ask(file, prompts, NEW_TOKENS, run.runtime.threads, run.scratch)
+    never = no_whole_characters(tokenizer, config.vocab_size)
+    answers = ask(file, prompts, NEW_TOKENS, never=never, threads=run.runtime.threads, scratch=run.scratch)
     model = load_gguf(file)
+    barred = torch.zeros(config.vocab_size)
+    barred[never] = float("-inf")
     near = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         _same_reading(file, prompt, answer, tokenizer)
-        near += _same_tokens(file, prompt, answer, model, kind, tokenizer)
+        near += _same_tokens(file, prompt, answer, model, barred, tolerance(kind, config.num_hidden_layers), tokenizer)
     return {
         "prompts": len(prompts),
         "tokens": sum(len(answer.tokens) for answer in answers),
@@ -107,31 +111,46 @@ def _prompts(folder: Path, count: int) -> list[Asked]:
     return asked
 
 
+def no_whole_characters(tokenizer: Tokenizer, rows: int) -> list[int]:
+    """Tokens that end within a character, and rows of the embedding that are no token."""
+    shown = (tokenizer.decode([i], skip_control=False) if i < tokenizer.vocab_size else "\ufffd" for i in range(rows))
+    return [i for i, text in enumerate(shown) if "\ufffd" in text]
+
+
 def _same_reading(file: Path, prompt: Asked, answer: Answered, tokenizer: Tokenizer) -> None:
-    """llama.cpp fills the template, or takes the text, to the same characters in as many tokens."""
-    ours = tokenizer.decode(prompt.ids, skip_control=False)
-    if (answer.text, answer.num_tokens) != (ours, len(prompt.ids)):
+    """llama.cpp fills the template and splits the text to the same tokens."""
+    same, count = answer.num_same, len(prompt.ids)
+    if answer.num_tokens != count or same < count - 1:
         raise ModelError(
-            f"{file}: llama.cpp reads a prompt otherwise than we do: {answer.text!r} in {answer.num_tokens} tokens, "
-            f"we read {ours!r} in {len(prompt.ids)}. Its template or tokenizer does not pass through GGUF; "
-            "set replay = 0 to have the file all the same."
+            f"{file}: llama.cpp reads {prompt.text!r} to {answer.num_tokens} tokens, we to {count}, and after {same} "
+            f"they part, where we read {_shown(prompt.ids[same : same + 4], tokenizer)}. The chat template or the "
+            "tokenizer means another thing there; set replay = 0 to have the file all the same."
         )
 
 
 @torch.inference_mode()
 def _same_tokens(
-    file: Path, prompt: Asked, answer: Answered, model: Transformer, kind: str, tokenizer: Tokenizer
+    file: Path,
+    prompt: Asked,
+    answer: Answered,
+    model: Transformer,
+    barred: Tensor,
+    tolerated: float,
+    tokenizer: Tokenizer,
 ) -> int:
-    """Each of llama.cpp's tokens is our likeliest after those before it; returns how many were only nearly so."""
+    """Each of llama.cpp's tokens is our likeliest after those before it; returns how many were only nearly so.
+
+    barred: (V,) float32, what is added to our logits.
+    """
     if not answer.tokens:
         raise ModelError(f"{file}: llama.cpp says nothing after {prompt.text!r}.")
     ids = [*prompt.ids, *answer.tokens]
     logits = model(torch.tensor([ids[:-1]])).logits[0, len(prompt.ids) - 1 :]  # (T, V)
     near = 0
     for i, theirs in enumerate(answer.tokens):
-        ours = int(logits[i].argmax())
+        may = tolerated * float(logits[i].std())
+        ours = int((logits[i] + barred).argmax())
         apart = float(logits[i, ours] - logits[i, theirs])
-        may = tolerance(kind, model.config.num_hidden_layers) * float(logits[i].std())
         if apart > may:
             raise ModelError(
                 f"{file}: after {prompt.text!r} llama.cpp goes on with {_shown(answer.tokens[: i + 1], tokenizer)}, we "

@@ -39,6 +39,7 @@ _MOE_FIELDS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+_LITE_LAYERS = (26, 27)  # by which llama.cpp knows a DeepSeek V2 Lite, whose queries have no latent
 _SOFTMAX, _SIGMOID = 1, 2  # values of expert_gating_func
 # Frequency divisors are stored as a tensor, Hugging Face stores the rule. Only rules that are in use are looked for.
 _LLAMA3_RULES = [
@@ -316,6 +317,9 @@ def _refused(config: ModelConfig, row: Architecture) -> dict[str, bool]:
     return refused | {
         "has experts in all of its layers": qwen and bool(moe.dense_layers),
         "makes the experts' shares sum to one": qwen and not moe.norm_topk_prob,
+        f"wants q_lora_rank for all but models of {_LITE_LAYERS[0]} or {_LITE_LAYERS[1]} layers": config.mla is not None
+        and config.mla.q_lora_rank is None
+        and config.num_hidden_layers not in _LITE_LAYERS,
         "has a shared expert in it": deepseek and moe.n_shared_experts == 0,
         "turns pairs that lie side by side (rope_interleave)": deepseek and not config.rope_interleave,
         "ranks groups of experts by their two best": limited
