@@ -42,6 +42,7 @@ STAGES: Mapping[str, str] = {
     "train.sft": "schoolhouse.train.sft",
     "train.grpo": "schoolhouse.train.grpo",
     "compress.quantize": "schoolhouse.compress.quantize",
+    "compress.gguf": "schoolhouse.compress.export",
     "evaluate.exam": "schoolhouse.evaluate.exam",
     "evaluate.report": "schoolhouse.evaluate.report",
 }

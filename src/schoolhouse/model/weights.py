@@ -96,11 +96,11 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
         replace_linears(model, quantization)
     names = names_of(config)
     stored = _without_derived(stored, names, config)
-    check_names(folder, stored, _stored_shapes(names, model.state_dict()))
+    check_names(folder, stored, stored_shapes(names, model.state_dict()))
     return model, stored
 
 
-def _stored_shapes(names: Names, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def stored_shapes(names: Names, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor that a checkpoint of this model holds."""
     return {
         stored: (sum(state[name].shape[0] for name in held), *state[held[0]].shape[1:])

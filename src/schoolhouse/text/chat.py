@@ -52,11 +52,8 @@ class ChatFormat:
         """Load the tokenizer and chat template of a folder; raise ModelError when there is none."""
         tokenizer = Tokenizer.load(folder)
         config = read_json(folder / "tokenizer_config.json")
-        path = folder / "chat_template.jinja"
-        template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-        if isinstance(template, list):  # older files: several templates by name
-            template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-        if not isinstance(template, str):
+        template = read_template(folder)
+        if template is None:
             raise ModelError(f"{folder} has no chat template (chat_template.jinja). Use an instruction-tuned model.")
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         return cls(tokenizer, template, {name: token_text(config.get(name)) for name in names if config.get(name)})
@@ -123,6 +120,17 @@ class ChatFormat:
         if end is None:
             raise ModelError("the chat template writes no control token after a reply: a model could not learn to stop")
         return end
+
+
+def read_template(folder: Path) -> str | None:
+    """The chat template of a checkpoint folder, from its own file or from tokenizer_config.json; None without one."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # older files: several templates by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
 
 
 def _compiled(template: str) -> jinja2.Template:
