@@ -92,6 +92,7 @@ def _settings(xllamacpp: Any, job: Mapping[str, Any]) -> Any:
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.fit_params = settings.warmup = settings.ui = False
     settings.cache_ram_mib = 0
+    settings.swa_full = True  # else a model with windows reads every prompt anew
     settings.api_keys = [secrets.token_hex(16)]  # it listens on this machine; nobody else is to be answered
     return settings
 

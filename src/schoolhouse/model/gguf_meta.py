@@ -81,7 +81,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         config |= _READ[model_type](file, config)
     width = config.get("qk_rope_head_dim") or config["head_dim"]
     config["rope_scaling"] = _read_scaling(file, width, config["rope_theta"])
-    return config
+    theirs = {ours: key for key, ours in FAMILIES[model_type].keys.items()}
+    return {theirs.get(key, key): value for key, value in config.items()}
 
 
 def _model_type(file: GgufFile) -> str:
