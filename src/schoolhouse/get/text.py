@@ -19,7 +19,7 @@ from schoolhouse.core.config import StageConfig, did_you_mean
 from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.get.audit import sha256
 from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText, chapters
-from schoolhouse.get.fetch import extract_member, fetch_wheel
+from schoolhouse.get.fetch import fetch_member
 from schoolhouse.get.licences import decide, recognise
 from schoolhouse.text.documents import DOCUMENTS, VALIDATION, read_texts
 from schoolhouse.text.records import append_row
@@ -98,7 +98,7 @@ def _known(name: str, run: Run) -> Iterator[Document]:
         work = run.scratch / known.package
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        yield from chapters(extract_member(fetch_wheel(known, run), known.member, work), known.package)
+        yield from chapters(fetch_member(known, work, run), known.package)
         shutil.rmtree(work)
 
 
