@@ -50,8 +50,8 @@ _MOST_GROWTH = 4  # from four bits a weight to sixteen
 class Config(StageConfig):
     """What a recipe says about the model to get.
 
-    source: a known name, a path, or owner/name@commit on the hub; sha256: of the file that `source` is; licence: an SPDX
-    id or expression, for a source that states none; accept_licence: the user keeps to a licence that restricts use.
+    source: a known name, a path, or owner/name@commit on the hub; sha256: of the file that `source` is; licence: an
+    SPDX id or expression, for a source that states none; accept_licence: you keep to a licence that restricts use.
     """
 
     source: str
