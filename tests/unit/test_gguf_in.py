@@ -204,8 +204,9 @@ def test_tensors_and_config_come_back(tmp_path: Path, case: str):
     for name, wanted in checkpoint.items():
         torch.testing.assert_close(got[name], wanted, rtol=0, atol=2e-7)  # one is added to a norm, and taken off again
     gguf_to_hf(tmp_path / "m.gguf", tmp_path / "out")
+    loaded = load_model(tmp_path / "out").state_dict()
     for name, wanted in model.state_dict().items():
-        torch.testing.assert_close(load_model(tmp_path / "out").state_dict()[name], wanted, rtol=0.01, atol=1e-6)
+        torch.testing.assert_close(loaded[name], wanted, rtol=0.01, atol=1e-6)
 
 
 TEXTS = ("the world", "  two  spaces", "\u00e9t\u00e9 aaaa\n\nin the <unused3> world", "words <eos> working")
