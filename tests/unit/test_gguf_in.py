@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from schoolhouse.compress.llama_cpp import Asked, ask
 from schoolhouse.compress.replay import no_whole_characters
 from schoolhouse.core.errors import ModelError
+from schoolhouse.core.run import Run
 from schoolhouse.model.families import from_hf
 from schoolhouse.model.gguf import read_gguf
 from schoolhouse.model.gguf_in import gguf_to_hf, hf_tensors
@@ -203,8 +204,9 @@ def test_tensors_and_config_come_back(tmp_path: Path, case: str):
     for name, wanted in checkpoint.items():
         torch.testing.assert_close(got[name], wanted, rtol=0, atol=2e-7)  # one is added to a norm, and taken off again
     gguf_to_hf(tmp_path / "m.gguf", tmp_path / "out")
+    loaded = load_model(tmp_path / "out").state_dict()
     for name, wanted in model.state_dict().items():
-        torch.testing.assert_close(load_model(tmp_path / "out").state_dict()[name], wanted, rtol=0.01, atol=1e-6)
+        torch.testing.assert_close(loaded[name], wanted, rtol=0.01, atol=1e-6)
 
 
 TEXTS = ("the world", "  two  spaces", "\u00e9t\u00e9 aaaa\n\nin the <unused3> world", "words <eos> working")
@@ -218,7 +220,7 @@ def test_llama_cpp_says_what_we_say(tmp_path: Path, case: str):
     tokenizer = Tokenizer.load(tmp_path)
     prompts = [Asked(tokenizer.encode(text, control=True), text, None) for text in TEXTS]
     never = no_whole_characters(tokenizer, 300)
-    answers = ask(tmp_path / "m.gguf", prompts, 12, never=never, threads=1, scratch=tmp_path)
+    answers = ask(tmp_path / "m.gguf", prompts, 12, never, Run.for_tests(tmp_path))
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.num_tokens == len(prompt.ids)
         assert answer.num_same >= len(prompt.ids) - 1

@@ -11,9 +11,10 @@ import torch
 from checkpoints import DEEPSEEK, RAW, write_tokenizer
 
 from schoolhouse.compress import export
+from schoolhouse.compress.llama_cpp import Asked, ask
 from schoolhouse.compress.replay import replay, tolerance
 from schoolhouse.core.artifact import Artifact, Draft
-from schoolhouse.core.errors import ModelError, RecipeError
+from schoolhouse.core.errors import ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.model.families import from_hf
 from schoolhouse.model.gguf import read_gguf
@@ -267,6 +268,13 @@ def test_a_file_that_llama_cpp_reads_otherwise_is_no_artifact(tmp_path: Path):
     write_gguf(tmp_path / "m", file, "f32", extra | {"tokenizer.ggml.pre": "no such splits"})
     with pytest.raises(ModelError, match=r"llama\.cpp cannot run this file"):
         replay(file, tmp_path / "m", "f32", 2, run)
+
+
+def test_a_stop_ends_llama_cpp_too(tmp_path: Path):
+    run = Run.for_tests(tmp_path)
+    run.interrupted.set()
+    with pytest.raises(Stopped, match="the same command"):
+        ask(tmp_path / "m.gguf", [Asked([1], "a", None)], 4, [], run)
 
 
 def test_a_quantized_checkpoint_is_refused(tmp_path: Path):

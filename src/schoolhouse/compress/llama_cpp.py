@@ -1,7 +1,6 @@
 """llama.cpp in a process of its own: it reads a GGUF file and says how it goes on from each prompt.
 
-A file that it does not like ends its process, not ours; and it talks on standard error. It is handed a JSON file and
-writes one. Knows nothing of this project, so that it starts at once:
+A file that it does not like ends its process, not ours. It is handed a JSON file and writes one:
 
     python -m schoolhouse.compress.llama_cpp asked.json answered.json
 """
@@ -12,12 +11,16 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from schoolhouse.core.errors import ModelError
+from schoolhouse.core.errors import ModelError, Stopped
+
+if TYPE_CHECKING:
+    from schoolhouse.core.run import Run
 
 
 @dataclass(frozen=True)
@@ -41,33 +44,43 @@ class Answered:
     num_same: int
 
 
-def ask(
-    model: Path, prompts: Sequence[Asked], new_tokens: int, *, never: Sequence[int], threads: int, scratch: Path
-) -> list[Answered]:
+def ask(model: Path, prompts: Sequence[Asked], new_tokens: int, never: Sequence[int], run: Run) -> list[Answered]:
     """Let llama.cpp go on from each prompt, greedily, with no token of `never`. ModelError with its words if it fails.
 
     never: at least the tokens that are no whole characters: it would leave them out of its answer.
     """
-    asked, answered = scratch / "asked.json", scratch / "answered.json"
+    asked, answered, words = (run.scratch / name for name in ("asked.json", "answered.json", "llama.log"))
     longest = max(len(prompt.ids) for prompt in prompts)
     job = {
         "model": str(model),
         "context": 2 * longest + new_tokens + 64,  # it may read a text into more tokens than we do
         "greedy": {"temperature": 0, "top_k": 1, "n_probs": 1, "logit_bias": [[i, False] for i in never]},
         "new_tokens": new_tokens,
-        "threads": threads,
+        "threads": run.runtime.threads,
         "prompts": [asdict(prompt) for prompt in prompts],
     }
     asked.write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", "schoolhouse.compress.llama_cpp", str(asked), str(answered)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        telling = [line for line in words if "error" in line.lower() or "assert" in line.lower()] or words
-        raise ModelError(
-            f"{model}: llama.cpp cannot run this file (exit {done.returncode}): {' / '.join(telling[-3:])[-600:]}"
-        )
+    code = _wait_for(command, words, run)
+    if code:
+        lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        telling = [line for line in lines if "error" in line.lower() or "assert" in line.lower()] or lines
+        raise ModelError(f"{model}: llama.cpp cannot run this file (exit {code}): {' / '.join(telling[-3:])[-600:]}")
     return [Answered(**row) for row in json.loads(answered.read_text(encoding="utf-8"))]
+
+
+def _wait_for(command: Sequence[str], words: Path, run: Run) -> int:
+    """Run a command to its end and return its exit code; a stop that we are asked for ends it, too."""
+    # A session of its own: Ctrl-C in the terminal is for us to hear.
+    with words.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as child:
+        try:
+            while child.poll() is None:
+                if run.should_stop() == "interrupted":
+                    raise Stopped("stopped while llama.cpp replays; the same command starts this stage anew")
+                time.sleep(0.1)
+        finally:
+            child.kill()
+    return child.returncode
 
 
 def _main(asked: Path, answered: Path) -> None:

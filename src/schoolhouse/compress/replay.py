@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schoolhouse.compress.llama_cpp import Answered, Asked, ask
 from schoolhouse.compress.replay_prompts import PROMPTS
-from schoolhouse.core.errors import MachineError, ModelError, RecipeError
+from schoolhouse.core.errors import MachineError, ModelError, RecipeError, Stopped
 from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.core.run import Run
 from schoolhouse.model.gguf_in import load_gguf
@@ -62,8 +62,8 @@ def tolerance(kind: str, layers: int) -> float:
 def replay(file: Path, folder: Path, kind: str, count: int, run: Run) -> dict[str, Any]:
     """Replay the first `count` prompts through llama.cpp and through us; returns how many tokens were compared.
 
-    folder: the checkpoint that `file` was written from. Raises ModelError with prompt and both continuations, or both
-    readings of the prompt, at the first difference.
+    folder: the checkpoint that `file` was written from. Raises ModelError at the first difference, with the prompt and
+    both continuations, or with where the readings of the prompt part.
     """
     config = load_config(folder)
     need = 4 * config.num_params()
@@ -79,14 +79,19 @@ def replay(file: Path, folder: Path, kind: str, count: int, run: Run) -> dict[st
             f"{folder}: no prompt with {NEW_TOKENS} tokens after it fits into {config.max_position_embeddings} tokens: "
             "set replay = 0."
         )
+    if len(prompts) < count:
+        run.log.warn(f"{count - len(prompts)} prompts are too long for this model and are not replayed")
     never = no_whole_characters(tokenizer, config.vocab_size)
-    answers = ask(file, prompts, NEW_TOKENS, never=never, threads=run.runtime.threads, scratch=run.scratch)
+    answers = ask(file, prompts, NEW_TOKENS, never, run)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        _same_reading(file, prompt, answer, tokenizer)
     model = load_gguf(file)
     barred = torch.zeros(config.vocab_size)
     barred[never] = float("-inf")
     near = 0
     for prompt, answer in zip(prompts, answers, strict=True):
-        _same_reading(file, prompt, answer, tokenizer)
+        if run.should_stop() == "interrupted":
+            raise Stopped("stopped while replaying; the same command starts this stage anew")
         near += _same_tokens(file, prompt, answer, model, barred, tolerance(kind, config.num_hidden_layers), tokenizer)
     return {
         "prompts": len(prompts),
