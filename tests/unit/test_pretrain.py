@@ -1,6 +1,7 @@
 """Pretraining: rows of documents, targets further on, bits per byte, presets, reading on without forgetting unseen."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from checkpoints import deepseek
 
 from school import LIVELY, artifact, draft, fp32_run, metrics, network, write_pupil
+from schoolhouse.core.config import load_recipe
 from schoolhouse.core.errors import DataError, ModelError, RecipeError, Stopped
 from schoolhouse.model.config import MLA
 from schoolhouse.model.grow import grow_vocabulary
 from schoolhouse.model.presets import PRESETS, preset
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_config, load_model
+from schoolhouse.pipeline import plan_recipe
 from schoolhouse.prepare import pack
 from schoolhouse.prepare import tokenizer as vocabulary
 from schoolhouse.text.documents import Documents
@@ -283,3 +286,12 @@ def test_forgetting_is_said(tmp_path):
     said.clear()
     pretrain._tell({"data": 2.0, "replay": 1.0}, {"data": 1.5, "replay": 1.01}, run)
     assert not any("forgets" in line for line in said)
+
+
+def test_the_recipe_of_the_guide_is_right(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    (tmp_path / "texts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    stages = plan_recipe(load_recipe(tmp_path / "recipe.toml")).stages
+    assert [stage.kind for stage in stages][-1] == "train.pretrain"
