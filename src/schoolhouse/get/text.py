@@ -142,8 +142,10 @@ def _split(found: Iterable[Document], share: float, folder: Path) -> dict[str, i
     """Write both files as documents come; returns what was counted."""
     counts = {"documents": 0, "held_out": 0, "repeated": 0, "characters": 0}
     seen: set[bytes] = set()
-    write = {"encoding": "utf-8", "errors": "replace"}
-    with (folder / DOCUMENTS).open("w", **write) as learnt, (folder / VALIDATION).open("w", **write) as held:
+    with (
+        (folder / DOCUMENTS).open("w", encoding="utf-8", errors="replace") as learnt,
+        (folder / VALIDATION).open("w", encoding="utf-8", errors="replace") as held,
+    ):
         for document in found:
             digest = hashlib.sha256(document.text.encode("utf-8", "replace")).digest()
             if digest in seen:

@@ -23,6 +23,7 @@ from schoolhouse.core.config import Duration, Ref, StageConfig, did_you_mean
 from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.family import TOKENS
 from schoolhouse.model.fp8_linear import train_in_fp8
 from schoolhouse.model.grow import grow_vocabulary
 from schoolhouse.model.presets import PRESETS, preset
@@ -196,7 +197,7 @@ def _begin(config: Config, inputs: Mapping[str, Artifact], run: Run) -> Transfor
     tokenizer = Tokenizer.load(folder)
     if config.model is None:
         named = read_json(folder / "generation_config.json")
-        ids = {key: named[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in named}
+        ids: dict[str, Any] = {key: named[key] for key in TOKENS if key in named}
         shape = preset(config.preset or "", tokenizer.vocab_size, ids, config.mtp)
         return _fresh(shape, run)
     base = inputs[config.model].path
