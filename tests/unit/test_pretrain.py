@@ -226,6 +226,11 @@ def test_texts_of_another_vocabulary_are_refused(base, data, tmp_path):
         learn(tmp_path / "b", {"data": data, "base": base, "old": other}, model="base", replay="old")
 
 
+def test_rows_longer_than_the_context_are_refused(base, data, tmp_path):
+    with pytest.raises(DataError, match="length is 2048, the model's context holds 1024"):
+        learn(tmp_path, {"data": data, "base": base}, model="base", length=2048, batch_tokens=2048, part_tokens=2048)
+
+
 def write_other(folder):
     folder.mkdir()
     out = draft(folder)

@@ -176,6 +176,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     if replay is not None and replay.file("tokenizer.json").read_bytes() != data.file("tokenizer.json").read_bytes():
         raise DataError(f"replay {config.replay!r} was packed with another tokenizer than {config.data!r}.")
     model = _begin(config, inputs, run)
+    if config.length > model.config.max_position_embeddings:
+        raise DataError(
+            f"length is {config.length}, the model's context holds {model.config.max_position_embeddings}: lower it."
+        )
     if config.fp8:
         run.log.info(f"{train_in_fp8(model)} layers multiply in fp8")
     _say_what(model.config, run)
