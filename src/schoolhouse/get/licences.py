@@ -26,6 +26,7 @@ _OPEN = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", 
 
 _NO_TRADE = "no commercial use"
 _RESTRICTED = {
+    "LicenseRef-Public-Domain-US": "in the public domain in the United States; elsewhere rights may still stand",
     "LicenseRef-Gemma": "uses on Google's prohibited list; the terms bind whoever gets it from you",
     "LicenseRef-Llama-2": "no training of other models on its output; over 700 million users need Meta's leave",
     "LicenseRef-Llama-3": "names of derived models must begin with 'Llama 3'; prohibited uses; 700 million users",

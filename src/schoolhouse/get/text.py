@@ -45,8 +45,10 @@ class Config(StageConfig):
 
 
 def check(config: Config) -> None:
-    """Raise RecipeError before anything starts if there is no such source."""
+    """Raise RecipeError before anything starts if there is no such source, ModelError without the consent it needs."""
     if config.source in KNOWN_TEXTS:
+        for known in KNOWN_TEXTS[config.source]:
+            decide(recognise(known.licence), known.title, config.accept_licence)
         if config.licence is not None:
             raise RecipeError(f"source {config.source!r} states its licence itself: take licence out of the recipe.")
         return
