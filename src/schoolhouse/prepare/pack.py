@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError
+from schoolhouse.text.bpe import PIECES
 from schoolhouse.text.documents import DOCUMENTS, VALIDATION, pack_texts, read_texts
 from schoolhouse.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
-_COMPANIONS = (*TOKENIZER_FILES, "pieces.json")
+_COMPANIONS = (*TOKENIZER_FILES, PIECES)
 
 
 class Config(StageConfig):

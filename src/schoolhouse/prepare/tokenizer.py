@@ -16,14 +16,13 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError
-from schoolhouse.text.bpe import CONTROL, SMALLEST, characters_per_token, extend_bpe, train_bpe
+from schoolhouse.text.bpe import CONTROL, PIECES, SMALLEST, characters_per_token, extend_bpe, train_bpe
 from schoolhouse.text.documents import DOCUMENTS, VALIDATION, read_texts
 from schoolhouse.text.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
-PIECES = "pieces.json"
 _MEASURED = 2000  # documents that characters per token are measured on
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

@@ -23,6 +23,9 @@ CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SMALLEST = len(CONTROL) + 256
 """Tokens that every vocabulary of our own has: the control tokens and all bytes."""
 
+PIECES = "pieces.json"
+"""The file beside a vocabulary that grew: its first new id, and what each new token is made of."""
+
 _FIRST = 0x10000  # private letters for tokens, beyond everything that a word of byte letters holds
 _BORDER = "\x00"
 

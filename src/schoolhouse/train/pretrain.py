@@ -29,6 +29,7 @@ from schoolhouse.model.grow import grow_vocabulary
 from schoolhouse.model.presets import PRESETS, preset
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
+from schoolhouse.text.bpe import PIECES
 from schoolhouse.text.documents import Documents
 from schoolhouse.text.tokenizer import Tokenizer, read_json
 from schoolhouse.train.balance import Balancing
@@ -76,7 +77,7 @@ def check(config: Config) -> None:
         raise RecipeError("Name one of preset (a network from nothing) and model (a base that reads on).")
     if config.preset is not None and config.preset not in PRESETS:
         raise RecipeError(
-            f"preset is {config.preset!r}; there are {', '.join(PRESETS)}{did_you_mean(config.preset, PRESETS)}."
+            f"preset is {config.preset!r}; there are {', '.join(PRESETS)}{did_you_mean(config.preset, PRESETS)}"
         )
     if config.model is not None and config.mtp:
         raise RecipeError("mtp gives a fresh network prediction layers; a base model keeps those that it has.")
@@ -205,7 +206,7 @@ def _begin(config: Config, inputs: Mapping[str, Artifact], run: Run) -> Transfor
         shape = preset(config.preset or "", tokenizer.vocab_size, ids, config.mtp)
         return _fresh(shape, run)
     base = inputs[config.model].path
-    grown = read_json(folder / "pieces.json")
+    grown = read_json(folder / PIECES)
     known = int(grown["first"]) if grown else tokenizer.vocab_size
     _check_same(Tokenizer.load(base), tokenizer, known, config)
     model = load_model(base, run.runtime.dtype, run.runtime.device)
