@@ -271,6 +271,11 @@ def test_a_preset_is_a_network_and_a_twin_has_the_parameters_it_is_named_for(nam
         assert mixture.kv_bytes_per_token() <= config.kv_bytes_per_token()
 
 
+def test_nano_has_the_size_that_the_readme_says():
+    config = preset("nano", 4096, {})
+    assert (config.num_params(), config.active_params()) == (20_808_560, 6_357_872)
+
+
 def _biases(model):
     return sum(b.numel() for name, b in model.named_buffers() if name.endswith("e_score_correction_bias"))
 

@@ -107,9 +107,9 @@ def test_a_model_is_fetched_by_its_commit_and_nothing_but_a_checkpoint(tmp_path,
     assert not any("GET" in line and ".safetensors" in line for line in served.asked[got:])
 
 
-def test_a_name_without_a_commit_is_told_which_one_to_write(tmp_path, served):
+def test_a_name_with_a_branch_is_told_which_commit_to_write(tmp_path, served):
     with pytest.raises(ModelError, match=f'write source = "school/tiny@{COMMIT}"'):
-        take(tmp_path, "school/tiny")
+        take(tmp_path, "school/tiny@main")
 
 
 def test_a_restricted_licence_is_refused_before_the_weights_are_fetched(tmp_path, served):
@@ -128,9 +128,11 @@ def test_a_model_that_is_not_there_and_a_hub_out_of_reach_are_errors_with_a_way_
 
 
 def test_what_looks_like_a_name_of_the_hub():
-    assert hub_name("owner/name") == ("owner/name", None)
+    assert hub_name("owner/name@main") == ("owner/name", "main")
     assert hub_name(f"owner/name-1.5@{COMMIT}") == ("owner/name-1.5", COMMIT)
-    for source in ("name", "a/b/c", "../name", "owner/na me", "owner/", "/name"):
+    for source in ("name", "owner/name", "data/misspelt", "a/b/c", "../name", "owner/na me", "owner/", "/name"):
         assert hub_name(source) is None
+    with pytest.raises(RecipeError, match=r"no such file or folder.*owner/name@commit"):
+        hub.check(hub.Config(source="data/misspelt"))
     with pytest.raises(RecipeError, match="take sha256 out"):
         hub.check(hub.Config(source=f"owner/name@{COMMIT}", sha256="0" * 64))

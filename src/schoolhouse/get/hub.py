@@ -74,7 +74,7 @@ def check(config: Config) -> None:
     if not path.exists() and not _on_hub(config.source):
         raise RecipeError(
             f"source {config.source!r} is no known model and there is no such file or folder"
-            f"{did_you_mean(config.source, KNOWN_SOURCES)}"
+            f"{did_you_mean(config.source, KNOWN_SOURCES)}; a model of the hub is named owner/name@commit"
         )
     if not path.exists() and config.sha256 is not None:
         raise RecipeError(f"source {config.source!r} is named by its commit on the hub: take sha256 out of the recipe.")

@@ -29,7 +29,7 @@ WANTED = [
 ]  # fmt: skip
 """What is fetched of a model."""
 
-_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?")
+_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([\w.-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _QUIET = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_UPDATE_CHECK")
 _WAY_OUT = "Without a network, name a folder, an archive or a GGUF file that somebody brought, or a known model."
@@ -45,8 +45,11 @@ class HubModel:
     bytes: int
 
 
-def hub_name(source: str) -> tuple[str, str | None] | None:
-    """The name and the revision that a source like owner/name@revision means; None for anything else."""
+def hub_name(source: str) -> tuple[str, str] | None:
+    """The name and the revision that a source like owner/name@revision means; None for anything else.
+
+    Without the `@` it may as well be a misspelt path, and nobody asked for the network.
+    """
     match = _NAME.fullmatch(source)
     return None if match is None else (match[1], match[2])
 
@@ -57,7 +60,7 @@ def look_up(source: str, run: Run) -> HubModel:
     assert found is not None, source
     name, revision = found
     said = _ask({"do": "look", "name": name, "revision": revision}, run)
-    if revision is None or not _COMMIT.fullmatch(revision):
+    if not _COMMIT.fullmatch(revision):
         raise ModelError(
             f"source {source!r} names no commit, so that it may mean another model tomorrow. Today it is "
             f'{said["commit"]}: write source = "{name}@{said["commit"]}".'
