@@ -29,7 +29,9 @@ def attend_each(q, k, v, lengths, scoring):
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("scoring", [Scoring(0.2), Scoring(0.2, window=7), Scoring(0.2, window=100), Scoring(0.2, cap=2.0)])
+@pytest.mark.parametrize(
+    "scoring", [Scoring(0.2), Scoring(0.2, window=7), Scoring(0.2, window=100), Scoring(0.2, cap=2.0)]
+)
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("lengths", [[1, 2 * BLOCK + 7, 0, 64], [BLOCK]])
 def test_attention_in_texts_and_its_gradients_are_the_twins(scoring, heads, lengths):
