@@ -38,6 +38,13 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * pair for pair in range(8)],
+    "long_factor": [2.0 + 0.5 * pair for pair in range(8)],
+    "original_max_position_embeddings": 64,
+}
 DEEPSEEK_YARN = YARN | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.9, "beta_fast": 32, "beta_slow": 1}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 DEEPSEEK = {
@@ -114,6 +121,7 @@ CASES = {
     "phi-few-keys": ("Phi", {"num_key_value_heads": 2, "partial_rotary_factor": 0.25}),
     "phi3": ("Phi3", {"pad_token_id": 0}),
     "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": 7, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": ("Phi3", {"pad_token_id": 0, "rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
     "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
     "gpt_neox-sequential": ("GPTNeoX", {"use_parallel_residual": False, "rotary_pct": 1.0, "attention_bias": False}),
     "gptj": ("GPTJ", {"rotary_dim": 8}),
