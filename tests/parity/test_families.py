@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.model.families import FAMILIES, from_hf, to_hf
 from schoolhouse.model.family import SIZES
@@ -251,3 +252,32 @@ def test_defaults_of_absent_keys_are_transformers_defaults(model_type: str, tmp_
     written = json.loads((tmp_path / "config.json").read_text())
     sizes = {theirs.get(key, key): written[theirs.get(key, key)] for key in SIZES}
     assert from_hf({"model_type": model_type, **sizes, **must}) == load_config(tmp_path)
+
+
+def with_pictures(folder: Path) -> transformers.PreTrainedModel:
+    """A tiny Gemma 3 as its larger sizes are published: the text model beside a tower for pictures."""
+    torch.manual_seed(0)
+    text = {**TINY, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    config._attn_implementation = "eager"
+    model = transformers.Gemma3ForConditionalGeneration(config).float().eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_text_model_of_one_with_pictures_is_read(tmp_path: Path):
+    reference = with_pictures(tmp_path)
+    ours = load_model(tmp_path)
+    assert ours.config.model_type == "gemma3_text"
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids()).logits, reference(input_ids=ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_key_around_a_text_model_is_named(tmp_path: Path):
+    with_pictures(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audio_config": {}}))
+    with pytest.raises(ModelError, match="'audio_config', unknown for Gemma3ForConditionalGeneration"):
+        load_model(tmp_path)
