@@ -166,7 +166,7 @@ def test_attend_with_a_bias_of_each_row():
     assert (got[1] - alone[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("tokens", "experts", "active"), [(1, 4, 2), (40, 6, 3), (64, 16, 1)])
+@pytest.mark.parametrize(("tokens", "experts", "active"), [(1, 4, 2), (40, 6, 3), (64, 16, 1), (300, 4, 2)])
 def test_mixed_experts_and_their_gradients_are_the_twins(tokens, experts, active):
     results = []
     for function in (mix_experts, mix_experts_plain):
