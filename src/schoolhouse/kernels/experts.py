@@ -40,7 +40,8 @@ class _Experts(torch.autograd.Function):
         """matrices: gates, then ups, then downs, one of each an expert."""
         count = len(matrices) // 3
         gates, ups, downs = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
-        token, place, ends = _by_expert(chosen, count)
+        fills = products is None and chosen.numel() >= MANY * count  # a filler would enter the scales of fp8's tiles
+        token, place, ends = _by_expert(chosen, count, GRID if fills else 1)
         rows = x.index_select(0, token)  # (M, D)
         gate, up = (rows.new_empty(len(rows), gates[0].shape[0]) for _ in range(2))
         _each(ends, rows, gates, gate, products)
@@ -76,16 +77,15 @@ class _Experts(torch.autograd.Function):
         return (grad_x, grad_shares, None, None, *grad_gates, *grad_ups, *grad_downs)
 
 
-def _by_expert(chosen: Tensor, count: int) -> tuple[Tensor, Tensor, list[int]]:
+def _by_expert(chosen: Tensor, count: int, grid: int) -> tuple[Tensor, Tensor, list[int]]:
     """Rows by expert: the token of each row (M,), the row of each choice (N * A,), and where each expert's rows end.
 
-    Where there are many rows, each expert's are filled up to a grid, by rows of token 0 that nobody reads: the number
-    of a product's rows is part of its shape, and every new shape costs a kernel.
+    Each expert's are filled up to the grid, by rows of token 0 that nobody reads: the number of a product's rows is
+    part of its shape, and every new shape costs a kernel.
     """
     choices = chosen.flatten()
     order = choices.argsort(stable=True)
     held = torch.bincount(choices, minlength=count)
-    grid = GRID if len(order) >= MANY * count else 1
     room = (held + grid - 1) // grid * grid
     ends = room.cumsum(0)
     shift = (ends - room) - (held.cumsum(0) - held)  # by how much an expert's rows have moved
