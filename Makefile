@@ -45,7 +45,7 @@ fmt: setup ## format the code and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
 
 bench: setup ## list the benchmarks; each is a command whose result lies beside it
-	@grep -lE '^"""' bench/*.py | while read -r file; do \
+	@grep -lE '^    python bench/' bench/*.py | while read -r file; do \
 		printf '  %s %s\n      %s\n' "$(BIN)/python" "$$file" "$$(sed -nE '1s/^"""([^"]*).*/\1/p' "$$file")"; done
 
 golden: setup ## keep the curves of tiny trainings anew, after a change that means to change them

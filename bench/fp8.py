@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from pathlib import Path
 
 import torch
 from int8 import processor
+from student import half_width
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,7 +30,6 @@ from schoolhouse.train.optimizer import Optimizer, learning_rate
 VOCABULARY, CLASSES, SUCCESSORS = 512, 16, 8
 CHANCES = torch.tensor([1 / (rank + 1) for rank in range(SUCCESSORS)])
 CHANCES /= CHANCES.sum()
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's distribution, by number of seeds
 PEAK = 2e-3
 
 
@@ -68,18 +67,10 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "parameters": network(args).num_params(),
         "entropy_nats": float(-(CHANCES * CHANCES.log()).sum()),
         "seeds": [{"seed": s, **end, "gap": gap} for s, end, gap in zip(args.seeds, ends, gaps, strict=True)],
-        "gap": {"mean": statistics.mean(gaps), "interval_95": interval(gaps)},
+        "gap": {"mean": statistics.mean(gaps), "half_of_95": half_width(gaps)},
         "bf16_spread_of_seeds": statistics.stdev(e["bf16"] for e in ends) if len(ends) > 1 else None,
         "curves": {s: {k: [round(x, 4) for x in c] for k, c in both.items()} for s, both in curves.items()},
     }
-
-
-def interval(gaps: list[float]) -> list[float] | None:
-    """95% of the mean, by Student's distribution; None for a number of seeds that its table lacks."""
-    if len(gaps) not in T_975:
-        return None
-    half = T_975[len(gaps)] * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return [statistics.mean(gaps) - half, statistics.mean(gaps) + half]
 
 
 def network(args: argparse.Namespace) -> ModelConfig:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 from pathlib import Path
+
+from student import half_width
 
 from schoolhouse.model.presets import preset
 from schoolhouse.pipeline import run_recipe
 
 RECIPE = Path(__file__).with_name("what_pays.toml")
-STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5% quantile for so many seeds
 
 CHOICES: dict[str, tuple[str, dict[str, object]]] = {
     "mixture (MoE, MLA, Muon, bf16)": ("", {}),
@@ -67,6 +67,7 @@ def trained(name: str, size: str, seed: int, minutes: float, by: str, home: Path
         "bits_per_byte": base.meta["bits_per_byte"]["data"]["after"],
         "tokens": sum(line["tokens"] for line in lines), "train_s": sum(line["train_s"] for line in lines),
         "parameters": base.meta["num_params"], "curve": glances,
+        "context_bytes_per_token": preset(size + ending, 4096, {}).kv_bytes_per_token(),
     }  # fmt: skip
 
 
@@ -81,14 +82,6 @@ def epochs(name: str, size: str) -> float:
     return mixture.flops_per_token(256) / needed
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of the 95% interval, by Student's t."""
-    if len(values) < 2:
-        return values[0], math.nan
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), STUDENT_T.get(len(values), 2.0) * spread
-
-
 def answers(runs: list[dict]) -> list[dict[str, object]]:
     """Each question's difference in bits per byte, seed by seed: below 0 the first of the pair is better."""
     bits = {(r["choice"], r["by"], r["seed"]): r["bits_per_byte"] for r in runs}
@@ -97,8 +90,9 @@ def answers(runs: list[dict]) -> list[dict[str, object]]:
         for by in ("time", "operations"):
             seeds = [s for s in range(100) if (first, by, s) in bits and (second, by, s) in bits]
             if seeds:
-                mean, half = interval([bits[first, by, s] - bits[second, by, s] for s in seeds])
-                rows.append({"question": question, "equal": by, "difference": mean, "half": half, "seeds": len(seeds)})
+                gains = [bits[first, by, s] - bits[second, by, s] for s in seeds]
+                found = {"difference": statistics.mean(gains), "half": half_width(gains), "seeds": len(seeds)}
+                rows.append({"question": question, "equal": by, **found})
     return rows
 
 
@@ -115,7 +109,7 @@ def draw(rows: list[dict], path: Path) -> None:
         mine = [row for row in rows if row["equal"] == by]
         places = [questions.index(row["question"]) for row in mine]
         panel.errorbar(
-            [row["difference"] for row in mine], places, xerr=[row["half"] for row in mine], fmt="o", capsize=3
+            [row["difference"] for row in mine], places, xerr=[row["half"] or 0.0 for row in mine], fmt="o", capsize=3
         )
         panel.axvline(0, color="grey", linewidth=1)
         panel.set_yticks(range(len(questions)), questions)
@@ -152,7 +146,8 @@ def main() -> None:
                 }  # fmt: skip
                 args.json.write_text(json.dumps(kept, indent=1) + "\n")
     for row in answers(kept["runs"]):
-        found = f"{row['difference']:+.3f} +- {row['half']:.3f} bits per byte"
+        spread = "" if row["half"] is None else f" +- {row['half']:.3f}"
+        found = f"{row['difference']:+.3f}{spread} bits per byte"
         print(f"{row['question']:<36} equal {row['equal']:<10} {found}")
     if args.picture:
         draw(answers(kept["runs"]), args.picture)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.model.families import FAMILIES, from_hf, to_hf
 from schoolhouse.model.family import SIZES
@@ -37,6 +38,13 @@ YARN = {
     "rope_theta": 10000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * pair for pair in range(8)],
+    "long_factor": [2.0 + 0.5 * pair for pair in range(8)],
+    "original_max_position_embeddings": 64,
 }
 DEEPSEEK_YARN = YARN | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.9, "beta_fast": 32, "beta_slow": 1}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
@@ -114,6 +122,7 @@ CASES = {
     "phi-few-keys": ("Phi", {"num_key_value_heads": 2, "partial_rotary_factor": 0.25}),
     "phi3": ("Phi3", {"pad_token_id": 0}),
     "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": 7, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": ("Phi3", {"pad_token_id": 0, "rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
     "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
     "gpt_neox-sequential": ("GPTNeoX", {"use_parallel_residual": False, "rotary_pct": 1.0, "attention_bias": False}),
     "gptj": ("GPTJ", {"rotary_dim": 8}),
@@ -243,3 +252,32 @@ def test_defaults_of_absent_keys_are_transformers_defaults(model_type: str, tmp_
     written = json.loads((tmp_path / "config.json").read_text())
     sizes = {theirs.get(key, key): written[theirs.get(key, key)] for key in SIZES}
     assert from_hf({"model_type": model_type, **sizes, **must}) == load_config(tmp_path)
+
+
+def with_pictures(folder: Path) -> transformers.PreTrainedModel:
+    """A tiny Gemma 3 as its larger sizes are published: the text model beside a tower for pictures."""
+    torch.manual_seed(0)
+    text = {**TINY, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    config._attn_implementation = "eager"
+    model = transformers.Gemma3ForConditionalGeneration(config).float().eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_text_model_of_one_with_pictures_is_read(tmp_path: Path):
+    reference = with_pictures(tmp_path)
+    ours = load_model(tmp_path)
+    assert ours.config.model_type == "gemma3_text"
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids()).logits, reference(input_ids=ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_key_around_a_text_model_is_named(tmp_path: Path):
+    with_pictures(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audio_config": {}}))
+    with pytest.raises(ModelError, match="'audio_config', unknown for Gemma3ForConditionalGeneration"):
+        load_model(tmp_path)

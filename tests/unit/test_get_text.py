@@ -10,7 +10,7 @@ from school import draft
 from schoolhouse.core.errors import DataError, ModelError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.get import corpora, text
-from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText, chapters
+from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText, chapters, passages
 from schoolhouse.get.text import is_held_out
 
 MODULE = '''
@@ -54,6 +54,22 @@ def test_chapters_come_out_of_the_literals_and_nothing_is_run(tmp_path):
         list(chapters(path, "wheel"))
 
 
+def test_passages_are_whole_paragraphs_and_those_of_a_file_stay_together(tmp_path):
+    long = "word " * 300
+    (tmp_path / "b.txt").write_text(f"{long}\n\n{long}\n\n{long}\n\nThe end.\n")
+    (tmp_path / "a.txt").write_text("One.\n\n\n\nTwo.")
+    (tmp_path / "c.csv").write_text("no,text")
+    found = list(passages(tmp_path, "speeches"))
+    assert [(d.text, d.key) for d in found] == [
+        ("One.\n\nTwo.", "a.txt"),
+        (f"{long.strip()}\n\n{long.strip()}", "b.txt"),
+        (f"{long.strip()}\n\nThe end.", "b.txt"),
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="the wheel is another one"):
+        list(passages(tmp_path / "empty", "speeches"))
+
+
 def test_a_known_text_is_read_from_its_wheel(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -62,8 +78,8 @@ def test_a_known_text_is_read_from_its_wheel(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny/plain.py", MODULE)
     known = KnownText(
-        package="tiny", version="1.0", wheel=wheel.name, wheel_bytes=1, member="tiny/plain.py", licence="MIT",
-        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), title="Tiny",
+        package="tiny", version="1.0", wheel=wheel.name, wheel_bytes=1, member="tiny/plain.py", read=chapters,
+        licence="MIT", wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), title="Tiny",
     )  # fmt: skip
     monkeypatch.setitem(KNOWN_TEXTS, "tiny", (known,))
     out, documents, held = take(tmp_path, source="tiny", held_out=0.5)

@@ -149,10 +149,17 @@ def test_what_is_left_out_or_stored_otherwise_is_counted(tmp_path: Path):
     assert not [name for name in read_gguf(tmp_path / "m.gguf").tensors if name.startswith("blk.2.")]
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 64,
+}
 REFUSED = {
     "gemma": ({"model_type": "gemma2", "head_dim": 8}, "not written for gemma2; it is for llama"),
     "window": ({"model_type": "mistral", "sliding_window": 64}, "at a window of it"),
     "yarn": ({"rope_scaling": YARN | {"attention_factor": 1.5}}, "attention factor itself"),
+    "longrope": ({"rope_scaling": LONGROPE}, "no longrope"),
     "bias": ({"model_type": "qwen3", "attention_bias": True, "head_dim": 8}, "no biases"),
 }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from schoolhouse.kernels.attention import Scoring, attend, causal_bias
+from schoolhouse.kernels.causal import BLOCK, attend_texts
 from schoolhouse.kernels.experts import mix_experts, mix_experts_plain
 from schoolhouse.kernels.fused import rms_norm, rms_norm_plain
 from schoolhouse.kernels.loss import BLOCK_ROWS, token_logprobs, token_logprobs_plain
@@ -17,6 +18,42 @@ def head_and_targets(rows: int, words: int = 300):
     hidden, weight = draw(rows, 16), draw(words, 16, seed=1)
     targets = torch.randint(0, words, (rows,), generator=torch.Generator().manual_seed(2))
     return hidden, weight, targets
+
+
+def attend_each(q, k, v, lengths, scoring):
+    """The plain twin of `attend_texts`."""
+    out = []
+    for q_own, k_own, v_own in zip(*(x.split([n for n in lengths if n]) for x in (q, k, v)), strict=True):
+        bias = causal_bias(len(q_own), len(q_own), q.dtype, scoring.window)
+        out.append(attend(q_own[None], k_own[None].transpose(1, 2), v_own[None].transpose(1, 2), bias, scoring)[0])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize(
+    "scoring", [Scoring(0.2), Scoring(0.2, window=7), Scoring(0.2, window=100), Scoring(0.2, cap=2.0)]
+)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("lengths", [[1, 2 * BLOCK + 7, 0, 64], [BLOCK]])
+def test_attention_in_texts_and_its_gradients_are_the_twins(scoring, heads, lengths):
+    results = []
+    for function in (attend_texts, attend_each):
+        count = sum(lengths)
+        q, k, v = draw(count, heads[0], 16), draw(count, heads[1], 16, seed=1), draw(count, heads[1], 12, seed=2)
+        for tensor in (q, k, v):
+            tensor.requires_grad_()
+        out = function(q, k, v, lengths, scoring)
+        (out * draw(*out.shape, seed=3)).sum().backward()
+        results.append((out.detach(), q.grad, k.grad, v.grad))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_in_texts_keeps_no_scores():
+    kept = []
+    q, k, v = (draw(2 * BLOCK, 2, 8, seed=i).requires_grad_() for i in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        attend_texts(q, k, v, [2 * BLOCK], Scoring(0.3)).sum()
+    assert max(kept) == q.numel()
 
 
 @pytest.mark.parametrize("rows", [1, BLOCK_ROWS, 2 * BLOCK_ROWS + 7])
@@ -129,7 +166,7 @@ def test_attend_with_a_bias_of_each_row():
     assert (got[1] - alone[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("tokens", "experts", "active"), [(1, 4, 2), (40, 6, 3), (64, 16, 1)])
+@pytest.mark.parametrize(("tokens", "experts", "active"), [(1, 4, 2), (40, 6, 3), (64, 16, 1), (300, 4, 2)])
 def test_mixed_experts_and_their_gradients_are_the_twins(tokens, experts, active):
     results = []
     for function in (mix_experts, mix_experts_plain):

@@ -25,7 +25,8 @@ from schoolhouse.model.families import _COMMON, FAMILIES, INERT_KEYS, from_hf, t
         ({"head_dim": 7}, ["head_dim is 7"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads 3"]),
         ({"rope_theta": -1}, ["rope_theta", "-1"]),
-        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, ["'longrope'", "llama3"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, ["'dynamic'", "llama3"]),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, ["'longrope'", "short_factor", "original_max"]),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["yarn", "original_max_position_embeddings"]),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["llama3", "low_freq_factor"]),
         ({"rope_scaling": {"rope_type": "linear", "factor": 8.0, "beta": 1}}, ["linear", "beta"]),
@@ -48,6 +49,24 @@ def test_inert_keys_change_nothing_and_have_reasons():
     noise = dict.fromkeys(INERT_KEYS, 1) | {"rope_interleaved": False, "use_mrope": False}
     assert from_hf(RAW | noise) == from_hf(RAW)
     assert all(len(reason) > 10 for reason in INERT_KEYS.values())
+
+
+def test_under_longrope_a_text_ends_with_the_original_context():
+    rule = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    phi = RAW | {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "rope_scaling": rule}
+    phi |= {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    config = from_hf(phi)
+    assert config.max_position_embeddings == 4096
+    assert config.rope_scaling == {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+    }
+    written = to_hf(config)
+    assert (written["max_position_embeddings"], written["original_max_position_embeddings"]) == (131072, 4096)
+    assert from_hf(phi | {"rope_scaling": rule | {"type": "su"}}) == config
 
 
 def test_both_spellings_of_rope_mean_the_same():

@@ -1,18 +1,20 @@
 """A packed row equals its texts computed one by one, and so do its gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from school import LIVELY, network
-from schoolhouse.model.packed import Packed, Rows
+from schoolhouse.model.packed import LONG, Packed, Rows
 
 
 def make(window: int | None) -> torch.nn.Module:
     model = network(3, **LIVELY)
     for layer in model.model.layers:
-        layer.self_attn.window = window
+        layer.self_attn.scoring = replace(layer.self_attn.scoring, window=window)
     return model
 
 
@@ -40,6 +42,7 @@ CASES = {
     "one group": ([7], [[2, 9, 4, 1]]),
     "prompts only": ([3, 8, 1, 5], []),
     "a single text": ([6], []),
+    "long texts": ([LONG + 3, 1, 130], []),
 }
 
 

@@ -30,7 +30,7 @@ from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 
 EXAM, ITEMS, TRANSCRIPTS = "exam.json", "items.jsonl", "transcripts.jsonl"
-SLOTS = 128
+SLOTS = 256  # replies at once: an eighth faster here than 128 (docs/lab-log.md, 2026-11-23)
 _SAY_EVERY_S = 3.0
 _READING = 32  # tokens of a reply that take about as long as reading a question of 100 tokens
 

@@ -28,6 +28,7 @@ from schoolhouse.get.sources import KNOWN_SOURCES
 from schoolhouse.model.families import to_hf
 from schoolhouse.model.gguf import MAGIC, read_gguf
 from schoolhouse.model.gguf_in import gguf_to_hf
+from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.weights import (
     SHARD_BYTES,
     check_folder,
@@ -38,6 +39,7 @@ from schoolhouse.model.weights import (
     read_tensors,
     write_tensors,
 )
+from schoolhouse.model.wrapped import unwrapped_name
 from schoolhouse.text.gguf_vocab import from_gguf
 from schoolhouse.text.tokenizer import Tokenizer
 
@@ -207,7 +209,9 @@ def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
     taken = {path.name for path in target.iterdir()} | {entry.file.name for entry in stored.values()} | scales | terms
     left = sorted(path.name for path in source.iterdir() if path.name not in taken | {"model.safetensors.index.json"})
     how = "fp8 blocks de-quantized to safetensors (BF16)" if scales else "to safetensors (BF16)"
-    return f"Conversion: safetensors ({kinds}) {'kept as stored' if quantized else how}", left
+    towers = sum(unwrapped_name(raw, name) is None for name in find_tensors(source))
+    text_only = f"; {towers} tensors for pictures left out, the model reads text alone" if towers else ""
+    return f"Conversion: safetensors ({kinds}) {'kept as stored' if quantized else how}{text_only}", left
 
 
 def _copy_terms(source: Path, target: Path) -> set[str]:

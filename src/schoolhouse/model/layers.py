@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.fused import rms_norm
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
+from schoolhouse.model.rope_rules import ORIGINAL
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines of each token's angles, each (B, T, 1, number of pairs)."""
@@ -107,13 +108,14 @@ class FeedForward(nn.Module):
 class Rotary:
     """The angles of a model's rotary positions, for each type of layer. Holds no parameters.
 
-    Source: arXiv 2104.09864, eq. 15; `llama3` as transformers 5.23 computes it; YaRN, arXiv 2309.00071, section 3.4.
+    Source: arXiv 2104.09864, eq. 15; `llama3` as transformers 5.23 computes it; YaRN, arXiv 2309.00071, section 3.4;
+    longrope, arXiv 2402.13753, section 3.2 and the original context's factors.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         scaling = config.rope_scaling or {}
         self.frequencies = {FULL: _scaled(_plain(config, config.rope_theta), config)}
-        self.factor = {FULL: yarn_factor(scaling)}
+        self.factor = {FULL: _sharpness(scaling)}
         if config.rope_local_theta is not None:
             self.frequencies[SLIDING], self.factor[SLIDING] = _plain(config, config.rope_local_theta), 1.0
 
@@ -152,7 +154,9 @@ def _scaled(frequencies: Tensor, config: ModelConfig) -> Tensor:
         return _llama3_frequencies(frequencies, scaling)
     if kind == "yarn":
         return _yarn_frequencies(frequencies, config, scaling)
-    raise ModelError(f"rope_scaling has type {kind!r}: this decoder knows 'linear', 'llama3' and 'yarn'.")
+    if kind == "longrope":
+        return _longrope_frequencies(frequencies, scaling)
+    raise ModelError(f"rope_scaling has type {kind!r}: this decoder knows 'linear', 'llama3', 'yarn' and 'longrope'.")
 
 
 def _number(scaling: Mapping[str, Any], key: str, default: float | None = None) -> float:
@@ -184,6 +188,26 @@ def _yarn_frequencies(frequencies: Tensor, config: ModelConfig, scaling: Mapping
     place = torch.arange(width // 2, dtype=torch.float32)
     stretch = ((place - low) / max(high - low, 0.001)).clamp(0.0, 1.0)
     return frequencies / factor * stretch + frequencies * (1 - stretch)
+
+
+def _longrope_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
+    """Each pair is slowed by a factor of its own; texts here stay within the original context, whose factors count."""
+    factors = torch.tensor(scaling["short_factor"], dtype=torch.float32)
+    if factors.shape != frequencies.shape:
+        raise ModelError(
+            f"rope_scaling has {len(factors)} numbers in short_factor; {len(frequencies)} pairs of a head turn."
+        )
+    return frequencies / factors
+
+
+def _sharpness(scaling: Mapping[str, Any]) -> float:
+    """What cosines and sines are multiplied by, to keep the softmax as sharp as it was in the original context."""
+    if scaling.get("rope_type") != "longrope":
+        return yarn_factor(scaling)
+    if scaling.get("attention_factor") is not None:
+        return _number(scaling, "attention_factor")
+    factor, original = _number(scaling, "factor"), _number(scaling, ORIGINAL)
+    return math.sqrt(1.0 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def _yarn_mscale(factor: float, mscale: float = 1.0) -> float:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from schoolhouse.kernels.attention import Scoring, attend
+from schoolhouse.kernels.causal import attend_texts
 from schoolhouse.kernels.grid import filler
 from schoolhouse.model.attention import Context
 
 WIDTH_GRID = 16  # of rows as attention sees them
+LONG = 256  # tokens of a text from which on blocks are faster than rows
 
 
 class _Take(torch.autograd.Function):
@@ -84,7 +86,7 @@ class Packed(Context):
     ) -> None:
         self._device = device
         self._prompts = Rows(prompts, device)
-        self._prompt_tokens = sum(prompts)
+        self._prompt_lengths, self._prompt_tokens = prompts, sum(prompts)
         parts = [torch.arange(n) for n in prompts]
         self._group = len(replies[0]) if replies else 0
         assert all(len(r) == self._group for r in replies), "every prompt needs equally many replies"
@@ -97,6 +99,8 @@ class Packed(Context):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
+        if self._replies is None and self._prompts.width > LONG:
+            return attend_texts(q[0], k[0], v[0], self._prompt_lengths, scoring)[None]
         prompt_bias, reply_bias = self._biases(q.dtype, scoring.window)
         if self._replies is None or reply_bias is None:
             rows = self._prompts

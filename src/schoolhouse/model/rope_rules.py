@@ -11,6 +11,7 @@ from typing import Any
 from schoolhouse.core.errors import ModelError
 
 KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
+ORIGINAL = "original_max_position_embeddings"
 
 # What each kind of scaling must have beside its type, and what it may have.
 _KINDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -23,6 +24,7 @@ _KINDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"factor", "original_max_position_embeddings"}),
         frozenset({"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate"}),
     ),
+    "longrope": (frozenset({"short_factor", "long_factor", "factor", ORIGINAL}), frozenset({"attention_factor"})),
 }
 
 
@@ -40,6 +42,8 @@ def read_rope(values: Mapping[str, Any], default_theta: float) -> tuple[float, d
         raise ModelError(f"config.json sets rope_theta to {theta!r}: a number above 0 is needed.")
     if kind == "default":
         return float(theta), None
+    if kind in ("longrope", "su"):  # Phi-3's first files call it so
+        kind, rule = "longrope", _with_original(rule, values)
     if kind not in _KINDS:
         raise ModelError(f"rope_scaling has type {kind!r}; known are {', '.join(_KINDS)}.")
     must, may = _KINDS[kind]
@@ -51,6 +55,28 @@ def read_rope(values: Mapping[str, Any], default_theta: float) -> tuple[float, d
     return float(theta), {"rope_type": kind, **rule}
 
 
-def write_rope(theta: float, scaling: Mapping[str, object] | None) -> dict[str, Any]:
-    """The classic two keys."""
-    return {"rope_theta": theta, "rope_scaling": None if scaling is None else dict(scaling)}
+def _with_original(rule: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A longrope rule with the two numbers that a config may have beside it."""
+    original, longest = rule.get(ORIGINAL, values.get(ORIGINAL)), values.get("max_position_embeddings")
+    if isinstance(original, int) and original > 0 and isinstance(longest, int):
+        return {"factor": longest / original} | rule | {ORIGINAL: original}
+    return rule
+
+
+def usable_context(longest: int, scaling: Mapping[str, Any] | None) -> int:
+    """Tokens of a text that a model of so many positions reads here.
+
+    Under longrope a text that outgrows the original context turns all of its keys anew, those in the cache too: here it
+    ends there instead.
+    """
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        return min(longest, int(scaling[ORIGINAL]))
+    return longest
+
+
+def write_rope(theta: float, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The classic two keys, and under longrope the positions that the rule was made for."""
+    raw: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None if scaling is None else dict(scaling)}
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        raw["max_position_embeddings"] = round(scaling["factor"] * scaling[ORIGINAL])
+    return raw

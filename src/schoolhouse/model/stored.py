@@ -31,12 +31,13 @@ _ITEM_BITS |= {"I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One line of a safetensors header: which file, which type (`BF16`, ...), which shape.
+    """One line of a safetensors header: which file, under which name, which type (`BF16`, ...), which shape.
 
     scale: the tensor that this one, in fp8, is multiplied by (`model/fp8.py`).
     """
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     scale: StoredTensor | None = None
@@ -89,7 +90,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         header = json.loads(text)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         ends = [_check_entry(path, name, entry) for name, entry in entries.items()]
-        stored = {name: StoredTensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        stored = {name: StoredTensor(path, name, one["dtype"], tuple(one["shape"])) for name, one in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         if isinstance(error, ModelError):
             raise

@@ -25,11 +25,12 @@ from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.kernels.fp8 import dequantize_blocks
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, names_of, to_hf
-from schoolhouse.model.fp8 import SCALES, is_fp8, with_scales
+from schoolhouse.model.fp8 import is_fp8, with_scales
 from schoolhouse.model.names import Joined, Names
 from schoolhouse.model.quantized import QuantLinear, quantization_config, replace_linears
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.wrapped import unwrap_config, unwrapped_name
 
 SHARD_BYTES = 4 * 10**9
 COPIED_FILES = (
@@ -48,7 +49,7 @@ KEPT_IN_FP32 = "e_score_correction_bias"
 
 def load_config(folder: Path) -> ModelConfig:
     """The config of a checkpoint folder. ModelError if there is none or if it cannot be built here."""
-    return from_hf(read_config(folder))
+    return from_hf(unwrap_config(read_config(folder)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -84,10 +85,11 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
 
     Reads headers only. Raises ModelError for whatever would keep `load_model` from filling the model.
     """
-    raw = read_config(folder)
-    config = from_hf(raw)
-    quantization = raw.get("quantization_config")
-    stored = with_scales(find_tensors(folder), quantization)
+    outer = read_config(folder)
+    raw = unwrap_config(outer)
+    config, quantization = from_hf(raw), raw.get("quantization_config")
+    found = {unwrapped_name(outer, name): entry for name, entry in find_tensors(folder).items()}
+    stored = with_scales({name: entry for name, entry in found.items() if name is not None}, quantization)
     if not any(name.startswith(f"model.layers.{config.num_hidden_layers}.") for name in stored):
         config = replace(config, num_nextn_predict_layers=0)  # who wrote it left the prediction layers out, as many do
     with torch.device("meta"):
@@ -116,7 +118,7 @@ def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tens
     Raises ModelError if a file cannot be read.
     """
     for name, entry in stored.items():
-        yield name, _dequantized(_read(entry, name), name, entry, torch.float32)
+        yield name, _dequantized(_read(entry), entry, torch.float32)
 
 
 def _without_derived(stored: dict[str, StoredTensor], names: Names, config: ModelConfig) -> dict[str, StoredTensor]:
@@ -146,24 +148,24 @@ def _drop_copy(stored: dict[str, StoredTensor], copied: str, shared: str, otherw
     if copied not in stored:
         return
     copy, original = stored.pop(copied), stored.get(shared)
-    if original is not None and not torch.equal(_read(copy, copied), _read(original, shared)):
+    if original is not None and not torch.equal(_read(copy), _read(original)):
         raise ModelError(f"{copy.file}: {copied} should be a copy of {shared} by config.json, but differs. {otherwise}")
 
 
-def _read(entry: StoredTensor, name: str) -> Tensor:
+def _read(entry: StoredTensor) -> Tensor:
     try:
         with safe_open(entry.file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(entry.name)
     except SafetensorError as error:
         raise damaged(entry.file, str(error)) from error
     return tensor
 
 
-def _dequantized(tensor: Tensor, name: str, entry: StoredTensor, dtype: torch.dtype) -> Tensor:
+def _dequantized(tensor: Tensor, entry: StoredTensor, dtype: torch.dtype) -> Tensor:
     """A tensor as it was read, or in `dtype` if it is in fp8."""
     if entry.scale is None:
         return tensor
-    return dequantize_blocks(tensor, _read(entry.scale, name + SCALES), dtype)
+    return dequantize_blocks(tensor, _read(entry.scale), dtype)
 
 
 def check_names(where: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -200,7 +202,7 @@ def _fill(model: Transformer, stored: Mapping[str, StoredTensor], dtype: torch.d
             with safe_open(path, framework="pt") as file:
                 for name in inside:
                     rows = [wanted[n] for n in holders[name]]
-                    tensor = _dequantized(file.get_tensor(name), name, stored[name], dtype)
+                    tensor = _dequantized(file.get_tensor(stored[name].name), stored[name], dtype)
                     parts = _split(tensor, names.join(name), rows, model.config.num_key_value_heads)
                     state = {n: _placed(n, part, dtype, device) for n, part in zip(holders[name], parts, strict=True)}
                     model.load_state_dict(state, strict=False, assign=True)

@@ -17,6 +17,7 @@ from schoolhouse.model.family import (
     share_that_turns,
     size,
 )
+from schoolhouse.model.rope_rules import ORIGINAL
 
 
 def _read_qwen_window(values: Values) -> Values:
@@ -84,6 +85,12 @@ def _write_qwen3_moe(config: ModelConfig) -> Values:
         "decoder_sparse_step": 1,
         "mlp_only_layers": list(moe.dense_layers),
     }
+
+
+def _write_phi3(config: ModelConfig) -> Values:
+    raw: Values = {"partial_rotary_factor": share_that_turns(config)}
+    original = (config.rope_scaling or {}).get(ORIGINAL)
+    return raw if original is None else raw | {ORIGINAL: original}
 
 
 FAMILIES: dict[str, Family] = {
@@ -181,15 +188,11 @@ FAMILIES: dict[str, Family] = {
             "eos_token_id": 32000,
             "pad_token_id": 32000,
         },
-        reads=frozenset({"sliding_window", "partial_rotary_factor"}),
-        inert={
-            "resid_pdrop": DROPOUT,
-            "embd_pdrop": DROPOUT,
-            "original_max_position_embeddings": "used by longrope only, which is refused by name",
-        },
+        reads=frozenset({"sliding_window", "partial_rotary_factor", ORIGINAL}),
+        inert={"resid_pdrop": DROPOUT, "embd_pdrop": DROPOUT},
         fields=("sliding_window", "rotary_dim"),
         read=lambda values: {"rotary_dim": partial_rotary(values, 1.0)},
-        write=lambda config: {"partial_rotary_factor": share_that_turns(config)},
+        write=_write_phi3,
         written=("sliding_window",),
         names=tensor_names.PHI3,
     ),
