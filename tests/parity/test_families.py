@@ -8,10 +8,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from schoolhouse.compress.quantize import quantize_folder
 from schoolhouse.core.errors import ModelError
+from schoolhouse.core.run import Run
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.model.families import FAMILIES, from_hf, to_hf
 from schoolhouse.model.family import SIZES
+from schoolhouse.model.quantized import QuantLinear
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_config, load_model, save_model
 
@@ -228,6 +231,29 @@ def test_what_we_save_loads_in_transformers_with_the_same_logits(pair, tmp_path_
     assert again.dtype == torch.float32
     with torch.no_grad():
         torch.testing.assert_close(again(ids()).logits, reference(ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_every_weight_comes_back_from_8_bits_to_its_own_place(pair, tmp_path_factory, form):
+    _, ours, folder = pair
+    made, again = (tmp_path_factory.mktemp(name) for name in ("made", "again"))
+    assert quantize_folder(folder, made, Run.for_tests(made), form)["layers"] > 0
+    small = load_model(made)
+    exact = dict(ours.named_parameters())
+    for name, module in small.named_modules():
+        if isinstance(module, (QuantLinear, torch.nn.Linear)):
+            weight = exact[f"{name}.weight"]
+            whole = isinstance(module, torch.nn.Linear)
+            got = module.weight if whole else module.dequantized()
+            step = weight.abs() / 16 + 1e-3 * weight.abs().max() if whole else 0.5001 * module.weight_scale
+            assert bool(((got - weight).abs() <= step).all()), name
+    if form == "int8":
+        save_model(small, again, dtype=None)
+        before, after = (load_file(f / "model.safetensors") for f in (made, again))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+        quantized = [json.loads((f / "config.json").read_text())["quantization_config"] for f in (made, again)]
+        assert quantized[0] == quantized[1]
 
 
 def test_config_goes_round(pair):

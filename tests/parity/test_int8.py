@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from test_families import theirs
 
 from schoolhouse.compress.quantize import quantize_folder
 from schoolhouse.core.run import Run
@@ -33,7 +35,6 @@ def test_packing_is_theirs():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_the_folder_to_the_same_logits(tmp_path, tied, monkeypatch):
-    transformers = pytest.importorskip("transformers")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     model = Transformer(ModelConfig(**SIZES, tie_word_embeddings=tied))
     model.init_weights(torch.Generator().manual_seed(3))
@@ -51,3 +52,15 @@ def test_transformers_reads_the_folder_to_the_same_logits(tmp_path, tied, monkey
     spread = float(want.std())
     assert float((few - want[:1, :3]).abs().max()) < 0.05 * spread
     assert float((many - want).abs().max()) < 0.05 * spread
+
+
+@pytest.mark.parametrize("case", ["phi", "phi3", "gpt_neox", "gptj"])
+def test_transformers_reads_families_with_names_of_their_own(tmp_path, case, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    theirs(case).save_pretrained(tmp_path / "source")
+    quantize_folder(tmp_path / "source", tmp_path / "int8", Run.for_tests(tmp_path))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "int8", dtype=torch.float32).eval()
+    ids = torch.randint(0, 96, (2, 14), generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        ours = load_model(tmp_path / "int8")(ids).logits
+        torch.testing.assert_close(ours, reference(ids).logits, rtol=1e-5, atol=1e-5)

@@ -151,6 +151,28 @@ def test_a_fresh_mixture_learns_keeps_its_balance_and_loads_again(data, tmp_path
     assert Tokenizer.load(out.path).vocab_size == model.config.vocab_size
 
 
+def test_the_bias_of_an_expert_moves_as_fast_as_the_recipe_says(data, tmp_path):
+    out = learn(tmp_path, {"data": data}, preset="nano", epochs=0.05, bias_speed=0.5)
+    assert len(metrics(out.path)) == 1
+    biases = {abs(float(b)) for name, bs in load_model(out.path).named_buffers() if "correction" in name for b in bs}
+    assert biases <= {0.0, 0.5}
+    assert 0.5 in biases
+
+
+def test_warmup_and_weight_decay_do_what_they_say(base, data, tmp_path):
+    def end(name, **changes):
+        out = learn(tmp_path / name, {"data": data, "base": base}, model="base", epochs=0.3, **changes)
+        return [row["lr"] for row in metrics(out.path)], load_model(out.path).model.layers[0].mlp.up_proj.weight.norm()
+
+    at_once, size = end("a", warmup=0.0, weight_decay=0.0)
+    slowly, _ = end("b", warmup=0.9, weight_decay=0.0)
+    _, shrunk = end("c", warmup=0.0, weight_decay=50.0)
+    assert at_once[0] == max(at_once) == pytest.approx(2e-3)
+    assert slowly == sorted(slowly)
+    assert slowly[0] < 0.5 * slowly[-1]
+    assert shrunk < 0.9 * size
+
+
 def test_training_in_fp8_is_near_and_not_the_same(base, data, tmp_path):
     settings = {"model": "base", "epochs": 0.3, "lr": 3e-3}
     inputs = {"data": data, "base": base}

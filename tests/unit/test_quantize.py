@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from schoolhouse.compress import quantize
@@ -210,12 +210,22 @@ def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):
         load_model(out.path)
 
 
-def test_a_family_with_other_names_is_refused_by_name(tmp_path):
-    changes = {"block": "parallel", "norm": "layer", "gated_mlp": False, "attention_bias": True, "mlp_bias": True}
-    changes |= {"attention_out_bias": True, "head_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
-    source = make_checkpoint(tmp_path / "phi", model_type="phi", hidden_act="gelu_new", **changes)
-    with pytest.raises(ModelError, match="not yet for phi"):
-        run_stage(source, tmp_path)
+def test_layers_left_in_bf16_by_another_program_stay_so_when_saved(tmp_path):
+    source = make_checkpoint(tmp_path / "source")
+    folder = run_stage(source, tmp_path).path
+    raw = json.loads((folder / "config.json").read_text())
+    raw["quantization_config"]["ignore"].append(LAYER := "model.layers.1.mlp.up_proj")
+    (folder / "config.json").write_text(json.dumps(raw))
+    tensors = load_file(folder / "model.safetensors")
+    for part in ("packed", "scale", "shape"):
+        del tensors[f"{LAYER}.weight_{part}"]
+    tensors[f"{LAYER}.weight"] = load_file(source / "model.safetensors")[f"{LAYER}.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    save_model(load_model(folder, torch.bfloat16), tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())["quantization_config"] == raw["quantization_config"]
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
 
 
 def test_experts_and_latent_attention_in_int8_say_nearly_the_same(tmp_path):

@@ -8,7 +8,7 @@ is worth its time. The embedding and the head stay as they are: other programs r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,8 +23,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.kernels.fp8 import dequantize_blocks, quantize_blocks
 from schoolhouse.model.families import from_hf, names_of
 from schoolhouse.model.fp8 import QUANTIZATION_CONFIG, SCALES, linears_for_fp8
-from schoolhouse.model.names import LLAMA
-from schoolhouse.model.quantized import linears_to_quantize, pack, quantization_config, quantize_rows
+from schoolhouse.model.quantized import linears_to_quantize, pack, quantization_config, quantize_rows, shape_note
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import copy_companions, read_config, write_tensors
@@ -41,13 +40,14 @@ class _Format(NamedTuple):
     """Which layers, what config.json says of them, and a weight's stored tensors with what they stand for."""
 
     layers: Callable[[nn.Module], Iterator[tuple[str, nn.Linear]]]
-    config: Callable[[nn.Module], dict[str, Any]]
+    config: Callable[[Transformer, Collection[str]], dict[str, Any]]
     convert: Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor]]
 
 
 def _int8(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     codes, scale = quantize_rows(weight)
-    parts = {"_packed": pack(codes), "_scale": scale, "_shape": torch.tensor(weight.shape)}
+    packed = pack(codes)
+    parts = {"_packed": packed, "_scale": scale, "_shape": shape_note(packed)}
     return {name + part: tensor for part, tensor in parts.items()}, codes.float() * scale.float()
 
 
@@ -58,7 +58,7 @@ def _fp8(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 _FORMATS = {
     "int8": _Format(linears_to_quantize, quantization_config, _int8),
-    "fp8": _Format(linears_for_fp8, lambda _: dict(QUANTIZATION_CONFIG), _fp8),
+    "fp8": _Format(linears_for_fp8, lambda *_: dict(QUANTIZATION_CONFIG), _fp8),
 }
 
 
@@ -83,18 +83,15 @@ def quantize_folder(source: Path, folder: Path, run: Run, to: Literal["int8", "f
     if "quantization_config" in raw:
         raise ModelError(f"{source}: this checkpoint is quantized already; quantize the one it was made from.")
     model_config = from_hf(raw)
-    if names_of(model_config) is not LLAMA:
-        raise ModelError(
-            f"{source}: {to} files are written for families that name their tensors as Llama and DeepSeek do, "
-            f"not yet for {model_config.model_type}."
-        )
     with torch.device("meta"):
         model = Transformer(model_config)
-    chosen = {f"{name}.weight" for name, _ in form.layers(model)}
+    names = names_of(model_config)
+    layers = {name for name, _ in form.layers(model)}
+    chosen = {names.stored(f"{name}.weight") for name in layers}
     errors = _Errors()
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, _converted(source, chosen, form, errors, run))
-    config = raw | {"quantization_config": form.config(model)}
+    config = raw | {"quantization_config": form.config(model, layers)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     copy_companions(source, folder)
     return {

@@ -10,6 +10,7 @@ Source: arXiv 2205.14135 (blocks, and scores made anew), but with the softmax of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -121,6 +122,12 @@ def _shares(queries: Tensor, keys: Tensor, share: int, scoring: Scoring) -> tupl
     count = queries.shape[1] // share
     # without a window only the block's own columns hide anything
     first = 0 if scoring.window is not None else keys.shape[1] - count
-    hidden = causal_bias(count, keys.shape[1] - first, scores.dtype, scoring.window).to(scores.device)
+    hidden = _hidden(count, keys.shape[1] - first, scores.dtype, scoring.window, scores.device)
     scores.unflatten(1, (share, count))[..., first:] += hidden
     return torch.softmax(scores, dim=-1), slope
+
+
+@lru_cache(maxsize=64)
+def _hidden(count: int, seen: int, dtype: torch.dtype, window: int | None, device: torch.device) -> Tensor:
+    """What hides a token's later ones from it; few shapes come again and again."""
+    return causal_bias(count, seen, dtype, window).to(device)

@@ -50,6 +50,10 @@ class Names:
                 return f"{self.layers}.{number}.{renamed}.{leaf}"
         return f"{self.layers}.{number}.{inner}.{leaf}"
 
+    def module(self, name: str) -> str:
+        """The stored module that one of ours is, or is a part of."""
+        return self.stored(f"{name}.weight").rpartition(".")[0]
+
     def holders(self, names: Iterable[str]) -> dict[str, list[str]]:
         """Stored names with those of ours that each holds, in the order in which it joins them."""
         out: dict[str, list[str]] = {}

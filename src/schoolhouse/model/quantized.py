@@ -10,7 +10,7 @@ Source: vllm-project/compressed-tensors 0.20, `compressors/pack_quantized`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.model.families import names_of
+from schoolhouse.model.transformer import Transformer
 
 MAX_CODE = 127
 FEW_ROWS = 8  # up to here the int8 product is faster than the bf16 one, beyond it slower (bench/int8.py)
 KEEP_AFTER = 3  # calls with many rows in a row after which the bf16 copy is kept: a batch is running, not one prompt
 _FLIP = -0x7F7F7F80  # 0x80808080 as a signed int32: adds 128 to each of the four bytes
-_PARTS = ("weight_packed", "weight_scale", "weight_shape")
+PACKED, SHAPE = "weight_packed", "weight_shape"
+"""What a file calls codes, and the note of how many there are, which follows from the config and is not kept here."""
+
+_PARTS = (PACKED, "weight_scale")
 
 
 def quantize_rows(weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
@@ -52,6 +57,12 @@ def pack(codes: Tensor) -> Tensor:
 def unpack(packed: Tensor) -> Tensor:
     """Undo `pack`."""
     return (packed ^ _FLIP).view(torch.int8)
+
+
+def shape_note(packed: Tensor) -> Tensor:
+    """What a file says beside packed codes: how many rows and columns they have."""
+    rows, words = packed.shape
+    return torch.tensor([rows, words * 4])
 
 
 class QuantLinear(nn.Module):
@@ -122,9 +133,8 @@ class QuantLinear(nn.Module):
         return F.linear(rows, self._copy, self.bias)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight_packed"] = pack(self.weight)
+        destination[prefix + PACKED] = pack(self.weight)
         destination[prefix + "weight_scale"] = self.weight_scale
-        destination[prefix + "weight_shape"] = torch.tensor([self.out_features, self.in_features])
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
@@ -151,17 +161,15 @@ class QuantLinear(nn.Module):
     def _take(self, part: str, tensor: Tensor) -> str | None:
         """Store one tensor of the file; returns what is wrong with it."""
         n, k = self.out_features, self.in_features
-        wanted = {"weight_packed": (n, k // 4), "weight_scale": (n, 1), "weight_shape": (2,), "bias": (n,)}[part]
+        wanted = {PACKED: (n, k // 4), "weight_scale": (n, 1), "bias": (n,)}[part]
         if tuple(tensor.shape) != wanted:
             return f"has shape {tuple(tensor.shape)}, not {wanted}"
-        if part == "weight_packed":
+        if part == PACKED:
             self.weight = unpack(tensor)
         elif part == "weight_scale":
             self.weight_scale = tensor
-        elif part == "bias":
+        else:
             self.bias = nn.Parameter(tensor, requires_grad=False)
-        elif not tensor.is_meta and tensor.tolist() != [n, k]:
-            return f"says {tensor.tolist()}, not {[n, k]}"
         return None
 
 
@@ -175,10 +183,10 @@ def linears_to_quantize(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def quantization_config(model: nn.Module) -> dict[str, Any]:
-    """What config.json says about a model whose `linears_to_quantize` were quantized."""
-    chosen = {name for name, _ in linears_to_quantize(model)}
-    left = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in chosen]
+def quantization_config(model: Transformer, chosen: Collection[str] = ()) -> dict[str, Any]:
+    """What config.json says about a model in int8, or about one whose layers `chosen` are to be."""
+    left = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in chosen}
+    names = names_of(model.config)
     weights = {
         "num_bits": 8,
         "type": "int",
@@ -203,19 +211,22 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
                 "output_activations": None,
             }
         },
-        "ignore": sorted({"lm_head", *left}),  # transformers builds a head of its own where it is tied
+        # The head in any case, under transformers' name: it builds one of its own where it is tied.
+        "ignore": sorted({"lm_head", *map(names.module, left)}),
         "kv_cache_scheme": None,
     }
 
 
-def replace_linears(model: nn.Module, config: Mapping[str, Any]) -> None:
+def replace_linears(model: Transformer, config: Mapping[str, Any]) -> None:
     """Put a `QuantLinear` in the place of each layer that a checkpoint's `quantization_config` says is int8.
 
     Raises ModelError for a quantization that is not 8-bit, per row and symmetric in compressed-tensors' packed form.
     """
-    ignore = _check_config(config)
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _matches(n, ignore)]
-    for name, linear in layers:
+    ignore, names = _check_config(config), names_of(model.config)
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name, linear in linears:
+        if _matches(name, ignore) or _matches(names.module(name), ignore):
+            continue
         if linear.in_features % 4:
             raise ModelError(
                 f"{name} is quantized with rows of {linear.in_features} weights, which is no multiple of 4."

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.core.machine import available_memory_bytes
@@ -27,7 +27,7 @@ from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, names_of, to_hf
 from schoolhouse.model.fp8 import is_fp8, with_scales
 from schoolhouse.model.names import Joined, Names
-from schoolhouse.model.quantized import QuantLinear, quantization_config, replace_linears
+from schoolhouse.model.quantized import PACKED, SHAPE, QuantLinear, quantization_config, replace_linears, shape_note
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.wrapped import unwrap_config, unwrapped_name
@@ -96,6 +96,7 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
         model = Transformer(config)
     if quantization is not None and not is_fp8(quantization):
         replace_linears(model, quantization)
+        stored = {name: entry for name, entry in stored.items() if not name.endswith(f".{SHAPE}")}
     names = names_of(config)
     stored = _without_derived(stored, names, config)
     check_names(folder, stored, stored_shapes(names, model.state_dict()))
@@ -255,8 +256,7 @@ def save_model(
     name = str(dtype or next(iter(state.values())).dtype).removeprefix("torch.")
     raw = to_hf(model.config, name)
     if any(isinstance(module, QuantLinear) for module in model.modules()):
-        whole = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        raw["quantization_config"] = quantization_config(model) | {"ignore": sorted({"lm_head", *whole})}
+        raw["quantization_config"] = quantization_config(model)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     if like is not None:
         copy_companions(like, folder)
@@ -278,6 +278,8 @@ def _in_their_names(
         joined = _join([state[n] for n in held], names.join(stored), model.config.num_key_value_heads)
         wanted = held_type(stored, joined, dtype)
         yield stored, joined.detach().to(device="cpu", dtype=wanted).contiguous()
+        if stored.endswith(f".{PACKED}"):
+            yield stored.removesuffix(PACKED) + SHAPE, shape_note(joined)
     for copied, shared in _copies(model.config, "lm_head.weight", "model.embed_tokens.weight").items():
         source = state.get(shared, state["model.embed_tokens.weight"])
         yield copied, source.detach().to(device="cpu", dtype=held_type(shared, source, dtype), copy=True).contiguous()
