@@ -252,7 +252,11 @@ def test_a_failed_claim_is_never_hidden(stages, tmp_path, capsys):
 
 def test_without_a_claim_the_page_says_so(stages, tmp_path):
     out, source = make_report(stages, tmp_path, None)
-    assert "No claim was made" in Page(source).text
+    text = Page(source).text
+    assert "No claim was made" in text
+    sentence = text.split("mean over the levels: ")[1].split(".")[0]
+    exam = json.loads((stages["exam"].path / "exam.json").read_text())
+    assert all(f"{name} " in sentence for name in exam["models"])
     assert out.meta["claim_met"] is None
 
 
