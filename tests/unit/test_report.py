@@ -359,6 +359,13 @@ def test_another_task_must_rise_by_more_than_chance():
         assert verdict.met is met
 
 
+def test_the_sentence_is_about_a_gain_that_was_claimed():
+    counts = {"a": {"t": (50, 50), "x": (50, 100)}, "rl": {"t": (50, 50), "x": (90, 100)}}
+    verdict = verdict_of(counts, taught=["t"], than=["a"], also=["t"])
+    assert verdict.met
+    assert verdict.sentence.endswith("of a at t, all levels.")
+
+
 def test_axes_hold_their_values_with_round_ticks():
     for values in ([3.0, 97.0], [0.001, 0.0042], [12345.0], [], [0.0], [-3.0, 5.0]):
         axis = charts.number_axis(values)

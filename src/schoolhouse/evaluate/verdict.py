@@ -214,7 +214,7 @@ def _sentence(claim: Claim, checks: Sequence[Check], met: bool) -> str:
     failed = [check for check in checks if not check.met]
     if not checks:
         return f"The claim about {claim.better} names no level to test it at."
-    first = checks[0]
+    first = next((check for check in checks if check.wanted_points is not None), checks[0])  # a gain, if one is claimed
     numbers = ""
     if first.better is not None and first.control is not None:
         numbers = (
