@@ -56,9 +56,9 @@ class Config(StageConfig):
     replay_share: float = Field(default=0.25, ge=0, lt=1)
     epochs: float = Field(default=1.0, gt=0)
     length: int = Field(default=512, ge=16)  # tokens of a row
-    batch_tokens: int = Field(default=16384, ge=64)  # of a step
+    batch_tokens: int = Field(default=4096, ge=64)  # of a step; in minutes many small steps beat few large ones
     part_tokens: int = Field(default=4096, ge=64)  # computed at once; sets the memory of the activations
-    lr: float = Field(default=2e-3, gt=0)
+    lr: float = Field(default=4e-3, gt=0)  # measured at the smallest preset; larger networks want less
     warmup: float = Field(default=0.02, ge=0, lt=1)
     hold: float = Field(default=0.0, ge=0, lt=1)
     floor: float = Field(default=0.1, ge=0, le=1)
