@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schoolhouse.kernels.attention import Scoring, attend
+from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.model.attention import Context, Expands
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.packed import Rows
@@ -86,20 +86,26 @@ class DecodeContext(Context):
         self.positions = lengths[:, None]  # (B, 1)
         self._cache = cache
         self._rows = torch.arange(len(lengths), device=lengths.device)
-        self._lengths = lengths
+        self._lengths, self._lasts, self._zeros = lengths, lengths + 1, torch.zeros_like(lengths)
         self._bias: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; T is 1."""
         keys, values = self._held(layer, k, v)
-        return attend(q, keys, values, self._bias_of(keys, q.dtype, scoring.window), scoring)
+        return self._look(q, keys, values, scoring)
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, form: Expands, scoring: Scoring) -> Tensor:
         """See `Context.attend_latent`; the latents are never expanded."""
         (held,) = self._held(layer, latent)  # (B, 1, S, R + Dr), key and value of all heads
-        q = form.absorb(q)
-        bias = self._bias_of(held, q.dtype, scoring.window)
-        return form.emerge(attend(q, held, held[..., : form.rank], bias, scoring))
+        return form.emerge(self._look(form.absorb(q), held, held[..., : form.rank], scoring))
+
+    def _look(self, q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        lasts = self._lasts
+        firsts = self._zeros if scoring.window is None else (lasts - scoring.window).clamp_(min=0)
+        out = attend_one(q, keys, values, firsts, lasts, scoring)
+        if out is not None:
+            return out
+        return attend(q, keys, values, self._bias_of(keys, q.dtype, scoring.window), scoring)
 
     def _held(self, layer: int, *new: Tensor) -> list[Tensor]:
         """What the running slots hold of a layer, the new tokens (B, 1, Hk, Dh) put in: each (B, Hk, S, Dh)."""

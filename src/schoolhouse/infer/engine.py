@@ -204,6 +204,7 @@ class Engine:
 
     def _read(self, prompts: list[_Prompt]) -> None:
         """Prefill: keys, values and the next token's logits of each prompt."""
+        self.model.pack()
         prefix = self._shared_prefix(prompts)
         known = len(prefix[0]) if prefix else 0
         batch: list[_Prompt] = []

@@ -6,10 +6,15 @@ On a CPU the products of short sequences are faster than torch's flash attention
 
 from __future__ import annotations
 
+from ctypes import c_float, c_long
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from schoolhouse.kernels.native import library, pointer, takes
+
+LANES = 16  # numbers that the C++ kernel takes at once
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scoring: Scoring) -> T
     out = torch.bmm(shares.view(batch * kv_heads, share * length, keys), v.reshape(batch * kv_heads, keys, -1))
     out = out.view(batch, kv_heads, share, length, -1).permute(0, 3, 1, 2, 4)  # (B, T, Hk, H/Hk, Dv)
     return out.reshape(batch, length, heads, -1)
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, lasts: Tensor, scoring: Scoring) -> Tensor | None:
+    """Attention of one new token in each text, which reads what it sees and no more; None where no kernel does.
+
+    q: (B, 1, H, Dh); k: (B, Hk, S, Dh); v: (B, Hk, S, Dv); firsts, lasts: (B,) int64, the tokens that a text sees, from
+    the first to before the last. Returns (B, 1, H, Dv); `attend` with a bias that hides the others is the twin.
+    """
+    native, (texts, _, heads, width), depth = library(), q.shape, v.shape[3]
+    fits = width % LANES == 0 and depth % LANES == 0 and k.stride(3) == v.stride(3) == 1
+    if native is None or not takes(q, k, v) or not fits:
+        return None
+    q, out = q.contiguous(), q.new_empty(texts, 1, heads, depth)
+    native.attend_one(
+        pointer(q), pointer(k), *map(c_long, k.stride()[:3]), pointer(v), *map(c_long, v.stride()[:3]),
+        pointer(firsts), pointer(lasts), pointer(out),
+        *map(c_long, (texts, k.shape[1], heads // k.shape[1], width, depth)),
+        c_float(scoring.scale), c_float(scoring.cap or 0.0),
+    )  # fmt: skip
+    return out
 
 
 def causal_bias(queries: int, keys: int, dtype: torch.dtype, window: int | None = None) -> Tensor:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from ctypes import c_float, c_long
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from schoolhouse.kernels.native import library, pointer, takes
+
+LANES = 16  # numbers that the C++ kernels take at once
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -36,10 +43,49 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps)
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    native = library()
+    if native is None or not takes(x, weight) or x.shape[-1] % LANES:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    x, width = x.contiguous(), x.shape[-1]
+    out = torch.empty_like(x)
+    native.rms_norm(pointer(x), pointer(weight), pointer(out), c_long(x.numel() // width), c_long(width), c_float(eps))
+    return out
 
 
 def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The same, step by step in fp32."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, of equal shapes. Source: arXiv 2002.05202, eq. 6; plain torch is the twin."""
+    native = library()
+    if native is None or not takes(gate, up) or gate.numel() % LANES:
+        return F.silu(gate) * up
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    native.gated(pointer(gate), pointer(up), pointer(out), c_long(gate.numel()))
+    return out
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each head's pairs (i, i + half) turned by their token's angles. x: (B, T, H, Dh); cos, sin: (B, T, 1, Dh / 2).
+
+    Source: arXiv 2104.09864, eq. 34; `turn_plain` is the twin.
+    """
+    native, (batch, length, heads, width) = library(), x.shape
+    if native is None or not takes(x, cos, sin) or width % (2 * LANES):
+        return turn_plain(x, cos, sin)
+    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+    out = torch.empty_like(x)
+    native.turn(
+        pointer(x), pointer(cos), pointer(sin), pointer(out), c_long(batch * length), c_long(heads), c_long(width)
+    )
+    return out
+
+
+def turn_plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same with torch's own operations."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

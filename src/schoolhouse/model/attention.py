@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from schoolhouse.kernels.attention import Scoring, attend, causal_bias
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
-from schoolhouse.model.layers import Rope, apply_rope, make_norm, softmax_scale
+from schoolhouse.model.layers import Linear, Rope, apply_rope, make_norm, softmax_scale
 
 Ropes = Mapping[str, Rope]
 """Cosines and sines of the tokens' angles, for each type of layer."""
@@ -78,10 +78,10 @@ class Attention(nn.Module):
         self.kind = SLIDING if config.window(layer) is not None and config.rope_local_theta is not None else FULL
         self.scoring = Scoring(softmax_scale(config), config.window(layer), config.attn_logit_softcapping)
         self.interleaved = config.rope_interleave
-        self.q_proj = nn.Linear(d, config.num_attention_heads * head, bias=config.attention_bias)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * head, bias=config.attention_bias)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * head, bias=config.attention_bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * head, d, bias=config.attention_out_bias)
+        self.q_proj = Linear(d, config.num_attention_heads * head, bias=config.attention_bias)
+        self.k_proj = Linear(d, config.num_key_value_heads * head, bias=config.attention_bias)
+        self.v_proj = Linear(d, config.num_key_value_heads * head, bias=config.attention_bias)
+        self.o_proj = Linear(config.num_attention_heads * head, d, bias=config.attention_out_bias)
         if config.qk_norm:
             self.q_norm = make_norm(config, head)
             self.k_norm = make_norm(config, head)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
-from schoolhouse.kernels.fused import rms_norm
+from schoolhouse.kernels.fused import gated, rms_norm, turn
+from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
 from schoolhouse.model.rope_rules import ORIGINAL
 
@@ -74,6 +75,25 @@ def activation(config: ModelConfig) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[config.hidden_act]
 
 
+class Linear(nn.Linear):
+    """`nn.Linear` that can keep a copy of its weights, laid out for fast products without gradients."""
+
+    packed: PackedWeight | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """True if there is nothing to pack: the copy holds, or no kernel would take it."""
+        return self.packed.is_of(self.weight) if self.packed else not can_pack(self.weight)
+
+    def pack(self) -> None:
+        """Make that copy anew."""
+        self.packed = PackedWeight(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., K) to (..., N)."""
+        return linear(x, self.weight, self.bias, self.packed)
+
+
 class GatedFeedForward(nn.Module):
     """Feed-forward with a gate: down(act(gate(x)) * up(x)). Source: arXiv 2002.05202, eq. 6."""
 
@@ -81,13 +101,14 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         d, f, bias = config.hidden_size, width or config.intermediate_size, config.mlp_bias
         self.activation = activation(config)
-        self.gate_proj = nn.Linear(d, f, bias=bias)
-        self.up_proj = nn.Linear(d, f, bias=bias)
-        self.down_proj = nn.Linear(f, d, bias=bias)
+        self.gate_proj = Linear(d, f, bias=bias)
+        self.up_proj = Linear(d, f, bias=bias)
+        self.down_proj = Linear(f, d, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) to the same shape."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gated(gate, up) if self.activation is F.silu else self.activation(gate) * up)
 
 
 class FeedForward(nn.Module):
@@ -97,8 +118,8 @@ class FeedForward(nn.Module):
         super().__init__()
         d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.activation = activation(config)
-        self.up_proj = nn.Linear(d, f, bias=bias)
-        self.down_proj = nn.Linear(f, d, bias=bias)
+        self.up_proj = Linear(d, f, bias=bias)
+        self.down_proj = Linear(f, d, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) to the same shape."""
@@ -249,7 +270,7 @@ def apply_rope(x: Tensor, rope: Rope, interleaved: bool = False) -> Tensor:
     turning, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
     if interleaved:
         first, second = turning[..., 0::2], turning[..., 1::2]
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     else:
-        first, second = turning.chunk(2, dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat(turned if rest is None else (*turned, rest), dim=-1)
+        turned = turn(turning, cos, sin)
+    return turned if rest is None else torch.cat((turned, rest), dim=-1)

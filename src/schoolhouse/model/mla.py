@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from schoolhouse.kernels.attention import Scoring
 from schoolhouse.model.attention import Context, Ropes
 from schoolhouse.model.config import FULL, ModelConfig
-from schoolhouse.model.layers import RMSNorm, apply_rope, softmax_scale
+from schoolhouse.model.layers import Linear, RMSNorm, apply_rope, softmax_scale
 
 LATENT_EPS = 1e-6  # of the norms over latents, whatever the config says of the others
 
@@ -32,15 +32,15 @@ class LatentAttention(nn.Module):
         self.interleaved = config.rope_interleave
         self.scoring = Scoring(softmax_scale(config))
         if m.q_lora_rank is None:
-            self.q_proj = nn.Linear(d, heads * m.qk_head_dim, bias=False)
+            self.q_proj = Linear(d, heads * m.qk_head_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(d, m.q_lora_rank, bias=config.attention_bias)
+            self.q_a_proj = Linear(d, m.q_lora_rank, bias=config.attention_bias)
             self.q_a_layernorm = RMSNorm(m.q_lora_rank, LATENT_EPS)
-            self.q_b_proj = nn.Linear(m.q_lora_rank, heads * m.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(d, m.kv_lora_rank + m.qk_rope_head_dim, bias=config.attention_bias)
+            self.q_b_proj = Linear(m.q_lora_rank, heads * m.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(d, m.kv_lora_rank + m.qk_rope_head_dim, bias=config.attention_bias)
         self.kv_a_layernorm = RMSNorm(m.kv_lora_rank, LATENT_EPS)
-        self.kv_b_proj = nn.Linear(m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim), bias=False)
-        self.o_proj = nn.Linear(heads * m.v_head_dim, d, bias=config.attention_out_bias)
+        self.kv_b_proj = Linear(m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim), bias=False)
+        self.o_proj = Linear(heads * m.v_head_dim, d, bias=config.attention_out_bias)
 
     def forward(self, x: Tensor, ropes: Ropes, context: Context) -> Tensor:
         """x: (B, T, D) to (B, T, D)."""

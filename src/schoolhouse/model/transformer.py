@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.kernels.loss import token_logprobs
+from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.attention import Attention, Causal, Context, Ropes
 from schoolhouse.model.config import ModelConfig
-from schoolhouse.model.layers import FeedForward, GatedFeedForward, RMSNormPlusOne, Rotary, make_norm
+from schoolhouse.model.layers import FeedForward, GatedFeedForward, Linear, RMSNormPlusOne, Rotary, make_norm
 from schoolhouse.model.mla import LatentAttention
 from schoolhouse.model.moe import MixtureOfExperts
 
@@ -68,7 +69,7 @@ class PredictionLayer(DecoderLayer):
         super().__init__(config, layer)
         self.enorm = make_norm(config, config.hidden_size)
         self.hnorm = make_norm(config, config.hidden_size)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = nn.ModuleDict({"norm": make_norm(config, config.hidden_size)})
 
     def further(self, hidden: Tensor, embedded: Tensor, ropes: Ropes, context: Context) -> Tensor:
@@ -101,10 +102,26 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings and config.head_bias:
             raise ModelError("The config ties the output head to the embedding and gives it a bias: one of them only.")
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         # Computed on the CPU even under a meta-device context: it is no part of the checkpoint.
         with torch.device("cpu"):
             self.rotary = Rotary(config)
+        self._packed_head: PackedWeight | None = None
+
+    def pack(self) -> None:
+        """Lay the weights out for fast products without gradients: a copy, if there is ample memory for it.
+
+        A copy whose weights have changed since is left alone until the next call; where nothing changed, this is cheap.
+        """
+        layers = [m for name, m in self.named_modules() if isinstance(m, Linear) and ".experts." not in name]
+        stale = [layer for layer in layers if not layer.is_packed]
+        if sum(layer.weight.nbytes for layer in stale) > available_memory_bytes() / 4:
+            return
+        for layer in stale:
+            layer.pack()
+        held = self._packed_head is not None and self._packed_head.is_of(self.head_weight)
+        if self.config.tie_word_embeddings and not held and can_pack(self.head_weight):
+            self._packed_head = PackedWeight(self.head_weight)
 
     def hidden(self, ids: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm. ids: (B, T) int64; returns (B, T, D)."""
@@ -142,7 +159,7 @@ class Transformer(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states. (..., D) to (..., V)."""
         tied, cap = self.config.tie_word_embeddings, self.config.final_logit_softcapping
-        logits = F.linear(hidden, self.model.embed_tokens.weight) if tied else self.lm_head(hidden)
+        logits = linear(hidden, self.head_weight, None, self._packed_head) if tied else self.lm_head(hidden)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,91 @@
+"""The C++ beside this folder's plain torch: compiled once where a compiler is, kept by its content, loaded by ctypes.
+
+Every function there has a twin here that runs wherever torch does. They share torch's threads: both ask for the same
+OpenMP library, which a process loads once. Nothing is compiled for a processor that could not use it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
+OFF = "SCHOOLHOUSE_KERNELS"
+"""The environment variable that, set to "plain", keeps to plain torch."""
+
+_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+_NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+_LONGEST_S = 300
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where plain torch has to do; `status` says why."""
+    return _load()[0]
+
+
+def status() -> str:
+    """Which kernels this process uses, and if plain ones, why."""
+    return _load()[1]
+
+
+def takes(*tensors: Tensor) -> bool:
+    """True if the kernels run here and take these tensors: bf16 on the CPU, of which no gradient is kept."""
+    if library() is None or any(t.dtype != torch.bfloat16 or t.device.type != "cpu" for t in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin, as the kernels take it."""
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get(OFF) == "plain":
+        return None, f"plain torch, as {OFF} asks"
+    missing = sorted(_NEEDED - _flags_of_processor())
+    if missing:
+        return None, f"plain torch, for this processor has no {', '.join(missing)}"
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)"
+    try:
+        return ctypes.CDLL(str(_compiled(compiler))), "C++, avx512_bf16"
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}"
+
+
+def _flags_of_processor() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def _compiled(compiler: str) -> Path:
+    """The library of these sources, this compiler and these flags; made now if it is not there."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=_LONGEST_S)
+    content = b"".join(path.read_bytes() for path in SOURCES) + version.stdout.encode() + " ".join(_FLAGS).encode()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
+    made = folder / f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
+    if not made.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fresh = Path(scratch) / made.name
+            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(fresh)]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST_S)
+            fresh.replace(made)
+    return made

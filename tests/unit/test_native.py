@@ -1,0 +1,209 @@
+"""The C++ kernels beside their plain twins, and what happens where there are none."""
+
+import subprocess
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from school import network
+from schoolhouse.infer.engine import Engine
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.kernels import native
+from schoolhouse.kernels.attention import Scoring, attend, attend_one
+from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
+from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
+
+needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def near(got, exact, plain):
+    """No further from the exact result than plain bf16 is, give or take one rounding of the largest number."""
+    error, allowed = (got.double() - exact).abs().max(), (plain.double() - exact).abs().max()
+    assert error <= allowed + exact.abs().max() * 2**-8
+
+
+@pytest.fixture
+def anew():
+    """Forget what was loaded, before and after."""
+    native.library.cache_clear()
+    native._load.cache_clear()
+    yield
+    native.library.cache_clear()
+    native._load.cache_clear()
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 25, 130, 300])
+@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (2, 1), (576, 100), (130, 257)])
+def test_a_packed_product_is_the_product(rows, inner, columns):
+    x, weight, bias = draw(rows, inner), draw(columns, inner, seed=1), draw(columns, seed=2)
+    with torch.no_grad():
+        got = linear(x, weight, bias, PackedWeight(weight))
+    near(got, x.double() @ weight.double().t() + bias.double(), F.linear(x, weight, bias))
+
+
+@needs_kernels
+def test_rows_may_lie_apart_and_come_in_any_shape():
+    weight, wide = draw(40, 64), draw(3, 5, 128, seed=1)
+    with torch.no_grad():
+        packed = PackedWeight(weight)
+        assert linear(wide[:, :0, :64], weight, None, packed).shape == (3, 0, 40)
+        for x in (wide[..., :64], wide[..., ::2], wide.transpose(0, 1)[..., 64:]):
+            near(linear(x, weight, None, packed), x.double() @ weight.double().t(), F.linear(x, weight))
+
+
+@needs_kernels
+def test_a_copy_of_changed_weights_is_not_used():
+    weight, x = torch.nn.Parameter(draw(32, 64)), draw(3, 64, seed=1)
+    packed = PackedWeight(weight)
+    assert packed.is_of(weight)
+    with torch.no_grad():
+        weight.mul_(2)
+        assert not packed.is_of(weight)
+        assert torch.equal(linear(x, weight, None, packed), F.linear(x, weight))
+    weight.data = weight.data.clone()
+    assert not PackedWeight(draw(32, 64)).is_of(weight)
+
+
+@needs_kernels
+def test_gradients_take_the_plain_way():
+    weight, x = draw(32, 64).requires_grad_(), draw(3, 64, seed=1)
+    linear(x, weight, None, PackedWeight(weight)).sum().backward()
+    assert weight.grad is not None
+
+
+def test_what_cannot_be_packed_is_known():
+    assert not can_pack(torch.zeros(4, 8))
+    assert not can_pack(torch.zeros(4, 7, dtype=torch.bfloat16))
+    assert not can_pack(torch.zeros(4, 8, dtype=torch.bfloat16, device="meta"))
+    assert can_pack(torch.zeros(4, 8, dtype=torch.bfloat16)) is (native.library() is not None)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("kv_heads", "share", "width", "depth", "room"), [(3, 3, 64, 64, 160), (1, 8, 80, 64, 96), (2, 2, 32, 48, 64)]
+)
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_one_token_looks_at_what_it_sees(kv_heads, share, width, depth, room, window, cap):
+    texts = 5
+    q, keys = draw(texts, 1, kv_heads * share, width), draw(texts, kv_heads, room, width, seed=1)
+    values = keys[..., :depth] if kv_heads == 1 else draw(texts, kv_heads, room, depth, seed=2)
+    lasts = torch.tensor([1, 2, 17, room - 1, room])
+    firsts = torch.zeros_like(lasts) if window is None else (lasts - window).clamp_(min=0)
+    scoring = Scoring(width**-0.5, window, cap)
+    place = torch.arange(room)[None, None]
+    hidden = (place >= lasts[:, None, None]) | (place < firsts[:, None, None])
+    bias = torch.zeros(texts, 1, room).masked_fill_(hidden, float("-inf"))
+    with torch.no_grad():
+        got = attend_one(q, keys, values, firsts, lasts, scoring)
+    near(
+        got,
+        attend(q.double(), keys.double(), values.double(), bias.double(), scoring),
+        attend(q, keys, values, bias.bfloat16(), scoring),
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("width", [16, 576])
+def test_small_operations_are_their_twins(rows, width):
+    x, y, weight = draw(rows, width), draw(rows, width, seed=1), draw(width, seed=2)
+    with torch.no_grad():
+        near(
+            rms_norm(x, weight, 1e-5),
+            rms_norm_plain(x.double(), weight.double(), 1e-5),
+            rms_norm_plain(x, weight, 1e-5),
+        )
+        far = 40 * x  # into both ends of the sigmoid
+        near(gated(far, y), F.silu(far.double()) * y.double(), F.silu(far) * y)
+    heads, angles = draw(2, rows, 3, 64), 6 * torch.rand(2, rows, 1, 32)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    with torch.no_grad():
+        near(turn(heads, cos, sin), turn_plain(heads.double(), cos.double(), sin.double()), turn_plain(heads, cos, sin))
+
+
+@needs_kernels
+def test_numbers_that_are_none_stay_seen():
+    x = draw(2, 32)
+    x[0, 3] = float("nan")
+    with torch.no_grad():
+        assert rms_norm(x, draw(32), 1e-5)[0].isnan().all()
+        assert gated(x, draw(2, 32, seed=1))[0, 3].isnan()
+        assert linear(x, draw(8, 32), None, PackedWeight(draw(8, 32)))[0].isnan().all()
+
+
+@needs_kernels
+def test_the_engine_says_with_them_what_it_says_without(monkeypatch, anew):
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 96}
+    model = network(**sizes).bfloat16()
+    prompts = [[5, 9, 11, 40], [7, 3]]
+    plan = Sampling(max_new_tokens=12, temperature=0.0)
+    first = Engine(model, 4).generate(prompts, plan)
+    assert all(layer.mlp.up_proj.packed is not None for layer in model.model.layers)
+    native.library.cache_clear()
+    native._load.cache_clear()
+    monkeypatch.setenv(native.OFF, "plain")
+    second = Engine(network(**sizes).bfloat16(), 4).generate(prompts, plan)
+    assert [c[0].ids[:3] for c in first] == [c[0].ids[:3] for c in second]
+    for a, b in zip(first, second, strict=True):
+        assert a[0].logprobs[0] == pytest.approx(b[0].logprobs[0], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m.setenv(native.OFF, "plain"), "as SCHOOLHOUSE_KERNELS asks"),
+        (lambda m: m.setattr(native, "_flags_of_processor", lambda: {"avx2", "fma"}), "this processor has no avx512"),
+        (lambda m: m.setattr(native.shutil, "which", lambda _: None), "no C++ compiler"),
+    ],
+)
+def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, anew, change, said):
+    if "compiler" in said:
+        monkeypatch.setattr(native, "_flags_of_processor", lambda: native._NEEDED)
+    change(monkeypatch)
+    assert native.library() is None
+    assert said in native.status()
+    x, weight = draw(2, 32), draw(32, seed=1)
+    with torch.no_grad():
+        near(
+            rms_norm(x, weight, 1e-5),
+            rms_norm_plain(x.double(), weight.double(), 1e-5),
+            rms_norm_plain(x, weight, 1e-5),
+        )
+        assert (
+            attend_one(draw(1, 1, 2, 16), draw(1, 1, 4, 16), draw(1, 1, 4, 16), *torch.ones(2, 1).long(), Scoring(1))
+            is None
+        )
+
+
+def test_a_compiler_that_fails_is_told_of_in_its_words(monkeypatch, anew, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1.0 && exit 0\necho 'no such thing' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_flags_of_processor", lambda: native._NEEDED)
+    assert native.library() is None
+    assert "could not be compiled: no such thing" in native.status()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_kernels
+def test_they_are_compiled_once(monkeypatch, anew, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run, commands = subprocess.run, []
+    monkeypatch.setattr(
+        native.subprocess, "run", lambda command, **keys: commands.append(command) or run(command, **keys)
+    )
+    assert native.library() is not None
+    native.library.cache_clear()
+    native._load.cache_clear()
+    assert native.library() is not None
+    assert len([c for c in commands if "-shared" in c]) == 1
+    assert len(list(tmp_path.rglob("*.so"))) == 1
