@@ -153,7 +153,7 @@ def test_ctrl_c_stops_the_exam(candidates, tmp_path):
 
 
 def test_short_time_means_fewer_questions_of_every_kind_and_is_said(candidates, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(exam, "SLOTS", 16)
+    monkeypatch.setattr(exam, "WAVE", 16)
     run = Run.for_tests(tmp_path)
     run.limit_s = 0.0
     out = Draft(tmp_path / "out", {})
@@ -161,11 +161,38 @@ def test_short_time_means_fewer_questions_of_every_kind_and_is_said(candidates, 
     exam.run(make_config(items=40), candidates, run, out)
     summary = json.loads((out.path / exam.EXAM).read_text())
     cut = {(row["model"], row["mode"]): (row["answered"], row["of"]) for row in summary["cut"]}
-    assert cut["rl", "thinking"] == (16, 80), "the first batch and no more"
+    assert cut["rl", "thinking"] == (16, 80), "the first wave and no more"
     rows = [r for r in lines(out.path / exam.ITEMS) if r["model"] == "rl" and r["mode"] == "thinking"]
     assert len(rows) == 16
     assert {r["task"] for r in rows} == {"boxes", "arithmetic"}, "any beginning has its part of everything"
     assert "time for 16 of 80 questions only" in capfd.readouterr().err
+
+
+def test_waves_ask_every_question_once_and_fill_the_engine(candidates, tmp_path, monkeypatch):
+    whole = sit(make_config(items=40), candidates, tmp_path / "whole")
+    running = []
+    step = exam.Engine.step
+
+    def watched(engine):
+        tokens = step(engine)
+        running.append(len(engine._running))
+        return tokens
+
+    monkeypatch.setattr(exam, "WAVE", 8)
+    monkeypatch.setattr(exam, "SLOTS", 24)
+    monkeypatch.setattr(exam.Engine, "step", watched)
+    waves = sit(make_config(items=40), candidates, tmp_path / "waves")
+    assert max(running) == 24
+    asked = [sorted(r["id"] for r in lines(out.path / exam.ITEMS)) for out in (whole, waves)]
+    assert asked[0] == asked[1]
+
+
+def test_a_model_that_was_asked_everything_is_left(candidates, tmp_path, monkeypatch):
+    left = []
+    leave = exam._Candidate.leave
+    monkeypatch.setattr(exam._Candidate, "leave", lambda self: left.append((self.name, leave(self), self._loaded)))
+    sit(make_config(), candidates, tmp_path)
+    assert left == [(name, None, None) for name in make_config().models]
 
 
 def test_a_whole_exam_was_not_cut(candidates, tmp_path):

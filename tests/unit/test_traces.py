@@ -70,15 +70,16 @@ def test_small_levels_give_fewer_and_say_so(tmp_path, capfd):
     assert "instead of 3000" in capfd.readouterr().err
 
 
-def test_a_users_task(tmp_path):
+def test_a_users_task(tmp_path, capfd):
     rows = [{"question": f"q{i}", "answer": "7", "level": i % 2} for i in range(200)]
     for row in rows[::20]:
         row["trace"] = "because"
     path = tmp_path / "own.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no JSON\n")
     spec = {"task": str(path), "verifier": "exact"}
     out = make(tmp_path, tasks=[spec], count=5)
     assert 0 < out.meta["rows"] <= 5
+    assert "own: 1 rows were set aside, the first: " in capfd.readouterr().err
     before = traces.fingerprint(Config(tasks=[spec]))
     path.write_text(path.read_text().replace("because", "since"))
     assert traces.fingerprint(Config(tasks=[spec])) != before

@@ -20,6 +20,7 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig, did_you_mean
 from schoolhouse.core.errors import Stopped, TaskError
 from schoolhouse.core.run import Run
+from schoolhouse.core.runtime import release_memory
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.transformer import Transformer
@@ -31,6 +32,7 @@ from schoolhouse.text.chat import ChatFormat
 
 EXAM, ITEMS, TRANSCRIPTS = "exam.json", "items.jsonl", "transcripts.jsonl"
 SLOTS = 256  # replies at once: an eighth faster here than 128 (docs/lab-log.md, 2026-11-23)
+WAVE = 64  # questions that are handed over together, and begun even if there is no time for them
 _SAY_EVERY_S = 3.0
 _READING = 32  # tokens of a reply that take about as long as reading a question of 100 tokens
 
@@ -99,6 +101,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     for number, unit in enumerate(units):
         rows = _verdicts(config, tasks, unit, _until(units[number:], run), run)
         results.setdefault(unit.candidate.name, {})[unit.mode] = rows
+        if all(later.candidate is not unit.candidate for later in units[number + 1 :]):
+            unit.candidate.leave()
     rows = [row for by_mode in results.values() for rows in by_mode.values() for row in rows]
     _write_lines(out.path / ITEMS, ({k: v for k, v in row.items() if k not in _TEXTS} for row in rows))
     _write_lines(out.path / TRANSCRIPTS, (row for row in rows if "reply" in row))
@@ -195,6 +199,11 @@ class _Candidate:
             self._loaded = load_model(self.folder, runtime.dtype, runtime.device), ChatFormat.load(self.folder)
         return self._loaded
 
+    def leave(self) -> None:
+        """Give the memory back: every question was put to it."""
+        self._loaded = None
+        release_memory()
+
 
 @dataclass(frozen=True)
 class _Unit:
@@ -261,9 +270,9 @@ def _verdicts(
 
 
 def _ask(tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run) -> list[tuple[Example, Completion]]:
-    """Put all questions to the engine at once, so that it is never half empty until the very end.
+    """Hand the questions to the engine wave by wave, so that it is never half empty until the very end.
 
-    `until` is when no further question is begun; those of the first batch always are.
+    `until` is when no further question is handed over; those of the first wave always are.
     """
     candidate, mode, examples = unit.candidate, unit.mode, unit.examples
     model, chat = candidate.load()
@@ -271,14 +280,19 @@ def _ask(tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run) 
     sampling = Sampling(max_new_tokens=unit.most_tokens, temperature=0.0, stop_ids=chat.stop_ids)
     engine = Engine(model, slots=SLOTS)
     with run.meter.phase(f"{candidate.name} {mode}"):
-        places = {engine.submit(ids, sampling): place for place, ids in enumerate(prompts)}
+        places: dict[int, int] = {}
         completions = [Completion() for _ in prompts]
         started = said = time.monotonic()
         ended: set[int] = set()
         made = 0
-        while not engine.idle:
+        while True:
             if run.should_stop() == "interrupted":
                 raise Stopped(f"stopped at {candidate.name}, {mode}; the same command goes on with it")
+            if not places or until is None or time.monotonic() <= until:
+                for place in range(len(places), min(len(places) + WAVE - engine.waiting, len(prompts))):
+                    places[engine.submit(prompts[place], sampling)] = place
+            if engine.idle:
+                break
             for token in engine.step():
                 place = places[token.request]
                 completions[place].ids.append(token.id)
@@ -287,8 +301,6 @@ def _ask(tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run) 
                     ended.add(place)
                 made += 1
             now = time.monotonic()
-            if until is not None and now > until:
-                engine.drop_waiting()
             if now - said >= _SAY_EVERY_S or engine.idle:
                 said = now
                 speed = made / (now - started)

@@ -96,6 +96,11 @@ class Engine:
         """Nothing runs and nothing waits."""
         return not self._running and not self._queue
 
+    @property
+    def waiting(self) -> int:
+        """Samples that have not begun."""
+        return len(self._queue)
+
     def submit(self, ids: Sequence[int], samplings: Sampling | Sequence[Sampling], *, remember: bool = False) -> int:
         """Queue one prompt with one or more samples; returns the request's number.
 
@@ -148,10 +153,6 @@ class Engine:
         except BaseException:
             self.clear()
             raise
-
-    def drop_waiting(self) -> None:
-        """Forget the samples that have not begun; those that run are finished."""
-        self._queue.clear()
 
     def clear(self) -> None:
         """Drop every request, running or waiting: what remains to be done after an interrupt."""

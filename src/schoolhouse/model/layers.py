@@ -187,7 +187,7 @@ def _number(scaling: Mapping[str, Any], key: str, default: float | None = None) 
 
 def _llama3_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     """Slow waves are stretched by `factor`, fast ones kept, those between are mixed."""
-    factor, original = _number(scaling, "factor"), _number(scaling, "original_max_position_embeddings")
+    factor, original = _number(scaling, "factor"), _number(scaling, ORIGINAL)
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
     turns = original * frequencies / (2 * math.pi)  # full turns within the original context
     keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
@@ -197,7 +197,7 @@ def _llama3_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tens
 def _yarn_frequencies(frequencies: Tensor, config: ModelConfig, scaling: Mapping[str, Any]) -> Tensor:
     """Pairs that turn less than `beta_slow` times in the original context are stretched, above `beta_fast` kept."""
     width = rotary_width(config)
-    original, factor = _number(scaling, "original_max_position_embeddings"), _number(scaling, "factor")
+    original, factor = _number(scaling, ORIGINAL), _number(scaling, "factor")
 
     def pair(turns: float) -> float:
         return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))

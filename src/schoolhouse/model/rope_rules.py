@@ -17,11 +17,11 @@ ORIGINAL = "original_max_position_embeddings"
 _KINDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "linear": (frozenset({"factor"}), frozenset()),
     "llama3": (
-        frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+        frozenset({"factor", "low_freq_factor", "high_freq_factor", ORIGINAL}),
         frozenset(),
     ),
     "yarn": (
-        frozenset({"factor", "original_max_position_embeddings"}),
+        frozenset({"factor", ORIGINAL}),
         frozenset({"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate"}),
     ),
     "longrope": (frozenset({"short_factor", "long_factor", "factor", ORIGINAL}), frozenset({"attention_factor"})),

@@ -15,7 +15,7 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig
 from schoolhouse.core.errors import DataError
-from schoolhouse.tasks.load import TaskSpec, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task, worked_conversation
 from schoolhouse.text.records import Conversation, write_conversations
@@ -59,7 +59,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: "Run", out: Draft) 
     check(config)
     conversations: list[Conversation] = []
     counts: dict[str, dict[str, int]] = {}
-    for task in load_tasks(config.tasks):
+    tasks = load_tasks(config.tasks)
+    for complaint in complaints(tasks):
+        run.log.warn(complaint)
+    for task in tasks:
         rows = draw_traces(task, config.count, config.no_think, run.seed)
         _assert_unseen(task, rows, run.seed)
         counts[task.name] = dict(Counter(_bin(row) for row in rows))

@@ -58,14 +58,14 @@ class Config(StageConfig):
     length: int = Field(default=512, ge=16)  # tokens of a row
     batch_tokens: int = Field(default=4096, ge=64)  # of a step; in minutes many small steps beat few large ones
     part_tokens: int = Field(default=4096, ge=64)  # computed at once; sets the memory of the activations
-    lr: float = Field(default=4e-3, gt=0)  # measured at the smallest preset; larger networks want less
+    lr: float = Field(default=4e-3, gt=0)  # learning rate at its peak; found at `nano`, a larger network may want less
     warmup: float = Field(default=0.02, ge=0, lt=1)
     hold: float = Field(default=0.0, ge=0, lt=1)
     floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0)
     optimizer: Kind = "muon"
     fp8: bool = False  # linear layers multiply with operands in fp8, as DeepSeek V3 was trained; simulated on a CPU
-    bias_speed: float = Field(default=0.02, ge=0)  # V3 has 0.001 for its 14.8 T tokens; hundreds of steps need more
+    bias_speed: float = Field(default=0.02, ge=0)  # what a step moves an expert's bias by; V3: 0.001, in longer courses
     sequence_loss: float = Field(default=1e-4, ge=0)
     measure_every: int = Field(default=50, ge=1)  # steps between two glances at held-out text
     save_every: Duration = SAVE_EVERY_S
