@@ -25,8 +25,12 @@ quickstart: setup ## teach an open model to reason, on this machine (25 minutes 
 test: setup debian-packages ## run the whole test suite
 	$(BIN)/python -m pytest
 
-# The report's screenshot test wants a real browser; without one that test says so and is skipped.
+# The kernels want a compiler, the report's screenshot test a real browser; without them those tests are skipped.
 debian-packages:
+	@command -v c++ >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
+		echo "installing g++ for the kernels" && { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ libc6-dev; } >/dev/null 2>&1; } || \
+		echo "there is no C++ compiler; the kernels' tests will be skipped (Debian: apt-get install g++)"
 	@if command -v chromium >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 		echo "installing chromium for the browser tests"; \

@@ -5,9 +5,28 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "house", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+
+@pytest.fixture
+def kernels_anew():
+    """Forget which kernels were loaded, before and after."""
+    from schoolhouse.kernels import native  # here, so that tests which need no torch do not wait for it
+
+    native.library.cache_clear()
+    native._load.cache_clear()
+    yield
+    native.library.cache_clear()
+    native._load.cache_clear()
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch, kernels_anew):
+    """Plain torch, as where there is no compiler or a processor that the C++ is not for."""
+    monkeypatch.setenv("SCHOOLHOUSE_KERNELS", "plain")

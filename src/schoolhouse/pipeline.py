@@ -283,7 +283,9 @@ def _describe(job: _Job, stage: PlannedStage, run: Run, draft: Draft) -> None:
         "meter": run.meter.summary(),
     }
     if "runtime" in vars(run):  # found out only if the stage asked for it
-        draft.meta["runtime"] = run.runtime.describe()
+        from schoolhouse.kernels.native import status
+
+        draft.meta["runtime"] = run.runtime.describe() | {"kernels": status()}
 
 
 def _limit_s(job: _Job, stage: PlannedStage, own_s: float) -> float | None:

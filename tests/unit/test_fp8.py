@@ -13,6 +13,7 @@ from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8 import dequantize_blocks, dequantize_tiles, quantize_blocks, quantize_tiles, round_blocks
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS, has_scaled_products, linear, scaled_product
 from schoolhouse.model.fp8_linear import Fp8Linear, train_in_fp8
+from schoolhouse.model.layers import Linear
 from schoolhouse.model.weights import load_model, save_model
 from schoolhouse.train.optimizer import Optimizer
 
@@ -239,7 +240,7 @@ def test_a_network_is_trained_in_fp8_from_outside(tmp_path):
     optimizer = Optimizer(model)
     count = train_in_fp8(model)
     kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert sorted(n for n, kind in kinds.items() if kind is nn.Linear) == ["lm_head", "model.layers.2.eh_proj"]
+    assert sorted(n for n, kind in kinds.items() if kind is Linear) == ["lm_head", "model.layers.2.eh_proj"]
     assert count == len(kinds) - 2
     assert all(parameter is weights[name] for name, parameter in model.named_parameters())
     first = loss_of(model, ids)

@@ -12,7 +12,7 @@ from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels import native
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
-from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
+from schoolhouse.kernels.packed_weight import PackedCodes, PackedWeight, can_pack, can_pack_codes, linear
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
 
@@ -27,16 +27,6 @@ def near(got, exact, plain):
     assert error <= allowed + exact.abs().max() * 2**-8
 
 
-@pytest.fixture
-def anew():
-    """Forget what was loaded, before and after."""
-    native.library.cache_clear()
-    native._load.cache_clear()
-    yield
-    native.library.cache_clear()
-    native._load.cache_clear()
-
-
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 25, 130, 300])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (2, 1), (576, 100), (130, 257)])
@@ -45,6 +35,17 @@ def test_a_packed_product_is_the_product(rows, inner, columns):
     with torch.no_grad():
         got = linear(x, weight, bias, PackedWeight(weight))
     near(got, x.double() @ weight.double().t() + bias.double(), F.linear(x, weight, bias))
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 12, 13, 130])
+@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (2, 1), (576, 100), (130, 257)])
+def test_a_product_with_packed_codes_is_the_product(rows, inner, columns):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-127, 128, (columns, inner), dtype=torch.int8, generator=generator)
+    scales = torch.rand(columns, 1, generator=generator).bfloat16()
+    x, weight = draw(rows, inner), codes.bfloat16() * scales
+    near(PackedCodes(codes, scales).product(x), x.double() @ (codes * scales.double()).t(), F.linear(x, weight))
 
 
 @needs_kernels
@@ -82,6 +83,8 @@ def test_what_cannot_be_packed_is_known():
     assert not can_pack(torch.zeros(4, 7, dtype=torch.bfloat16))
     assert not can_pack(torch.zeros(4, 8, dtype=torch.bfloat16, device="meta"))
     assert can_pack(torch.zeros(4, 8, dtype=torch.bfloat16)) is (native.library() is not None)
+    assert can_pack_codes(torch.zeros(4, 8, dtype=torch.int8)) is (native.library() is not None)
+    assert not can_pack_codes(torch.zeros(4, 7, dtype=torch.int8))
 
 
 @needs_kernels
@@ -139,7 +142,7 @@ def test_numbers_that_are_none_stay_seen():
 
 
 @needs_kernels
-def test_the_engine_says_with_them_what_it_says_without(monkeypatch, anew):
+def test_the_engine_says_with_them_what_it_says_without(monkeypatch, kernels_anew):
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 96}
     model = network(**sizes).bfloat16()
     prompts = [[5, 9, 11, 40], [7, 3]]
@@ -163,7 +166,7 @@ def test_the_engine_says_with_them_what_it_says_without(monkeypatch, anew):
         (lambda m: m.setattr(native.shutil, "which", lambda _: None), "no C++ compiler"),
     ],
 )
-def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, anew, change, said):
+def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, kernels_anew, change, said):
     if "compiler" in said:
         monkeypatch.setattr(native, "_flags_of_processor", lambda: native._NEEDED)
     change(monkeypatch)
@@ -182,7 +185,7 @@ def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, anew
         )
 
 
-def test_a_compiler_that_fails_is_told_of_in_its_words(monkeypatch, anew, tmp_path):
+def test_a_compiler_that_fails_is_told_of_in_its_words(monkeypatch, kernels_anew, tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1.0 && exit 0\necho 'no such thing' >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -195,7 +198,7 @@ def test_a_compiler_that_fails_is_told_of_in_its_words(monkeypatch, anew, tmp_pa
 
 
 @needs_kernels
-def test_they_are_compiled_once(monkeypatch, anew, tmp_path):
+def test_they_are_compiled_once(monkeypatch, kernels_anew, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run, commands = subprocess.run, []
     monkeypatch.setattr(

@@ -14,6 +14,7 @@ from schoolhouse.core.config import load_recipe
 from schoolhouse.core.errors import DataError, ModelError, RecipeError, Stopped
 from schoolhouse.model.config import MLA
 from schoolhouse.model.grow import grow_vocabulary
+from schoolhouse.model.layers import Linear
 from schoolhouse.model.presets import PRESETS, preset
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_config, load_model
@@ -180,7 +181,7 @@ def test_training_in_fp8_is_near_and_not_the_same(base, data, tmp_path):
     first, second = (out.meta["bits_per_byte"]["data"]["after"] for out in (plain, fp8))
     assert first != second
     assert first == pytest.approx(second, rel=0.02)
-    assert type(load_model(fp8.path).model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert type(load_model(fp8.path).model.layers[0].mlp.up_proj) is Linear
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(base, data, tmp_path):

@@ -162,7 +162,11 @@ def test_the_product_is_that_of_the_dequantized_weights(rows, bias):
             assert torch.allclose(layer(x.bfloat16()).float(), exact, atol=2e-2, rtol=2e-2)
 
 
-def test_the_copy_for_large_batches_comes_late_and_goes_with_the_batch():
+def test_without_kernels_it_is_the_same_product(plain_kernels):
+    test_the_product_is_that_of_the_dequantized_weights(FEW_ROWS + 1, True)
+
+
+def test_the_copy_for_large_batches_comes_late_and_goes_with_the_batch(plain_kernels):
     layer, _ = layer_pair(torch.bfloat16)
     many, few = torch.randn(32, 64).bfloat16(), torch.randn(2, 64).bfloat16()
     with torch.inference_mode():

@@ -20,6 +20,16 @@ def usable_cores() -> int:
     return cores
 
 
+def memory_bytes() -> int:
+    """Return the bytes of memory of this machine, cut by the container's limit: always the same number."""
+    whole = int(psutil.virtual_memory().total)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        return whole if limit == "max" else min(whole, int(limit))
+    except (OSError, ValueError):
+        return whole  # no cgroup v2
+
+
 def available_memory_bytes() -> int:
     """Return the bytes that this process can still take without swapping, cut by the container's limit."""
     free = int(psutil.virtual_memory().available)

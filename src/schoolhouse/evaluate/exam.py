@@ -23,6 +23,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.core.runtime import release_memory
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
+from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
@@ -88,6 +89,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     tasks = {task.name: task for task in load_tasks(config.tasks)}
     for complaint in complaints(list(tasks.values())):
         run.log.warn(complaint)
+    run.log.info(f"kernels for replies: {status()}")
     questions = draw_questions(config, tasks, run.seed)
     modes: list[Mode] = ["thinking" if thinking else "direct" for thinking in dict.fromkeys(config.thinking)]
     names = list(dict.fromkeys(config.models))

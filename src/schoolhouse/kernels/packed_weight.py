@@ -19,24 +19,25 @@ FILL = 32  # columns come in such groups
 
 def can_pack(weight: Tensor) -> bool:
     """True for a matrix that the C++ product takes: bf16, on the CPU, rows of an even length end to end."""
-    fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.stride(-1) == 1
-    return fits and weight.shape[1] % 2 == 0 and not weight.is_inference() and library() is not None
+    fits = weight.dtype == torch.bfloat16 and _fits(weight)
+    return fits and not weight.is_inference() and library() is not None
+
+
+def can_pack_codes(codes: Tensor) -> bool:
+    """True for int8 codes that the C++ product takes: on the CPU, rows of an even length end to end."""
+    return _fits(codes) and library() is not None
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.stride(-1) == 1 and weight.shape[1] % 2 == 0
 
 
 class PackedWeight:
     """A copy of a matrix (N, K). It knows the matrix that it was made from, and notices when that one has changed."""
 
     def __init__(self, weight: Tensor) -> None:
-        native = library()
-        assert native is not None, "can_pack says whether there are kernels"
-        self._native = native
         self._weight, self._version = weight.detach(), weight._version
-        self._rows, self._inner = weight.shape
-        self._packed = torch.empty(-(-self._rows // FILL) * FILL, self._inner, dtype=torch.bfloat16)
-        native.pack_weight(
-            pointer(self._weight), c_long(weight.stride(0)), c_long(self._rows), c_long(self._inner),
-            pointer(self._packed),
-        )  # fmt: skip
+        self._packed = _packed(self._weight, "pack_weight")
 
     def is_of(self, weight: Tensor) -> bool:
         """True while the matrix has neither moved nor been written to since it was packed."""
@@ -44,16 +45,45 @@ class PackedWeight:
 
     def product(self, x: Tensor) -> Tensor:
         """x: (..., K) bf16 to (..., N), sums in fp32; `torch.nn.functional.linear` is the twin."""
-        rows = x.reshape(-1, self._inner)
-        rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-        count = len(rows)
-        out, laid = torch.empty(count, self._rows, dtype=x.dtype), torch.empty(count * self._inner, dtype=x.dtype)
-        if count:
-            self._native.linear(
-                pointer(rows), c_long(rows.stride(0)), pointer(self._packed), pointer(out), c_long(self._rows),
-                c_long(count), c_long(self._rows), c_long(self._inner), pointer(laid),
-            )  # fmt: skip
-        return out.view(*x.shape[:-1], self._rows)
+        return _product(x, "linear", (self._packed,), len(self._weight))
+
+
+class PackedCodes:
+    """A copy of int8 codes (N, K) and their scales (N, 1), for more rows than torch's int8 product is good for."""
+
+    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+        self._columns = len(codes)
+        self._packed = _packed(codes, "pack_codes")
+        self._scales = F.pad(scales[:, 0].float(), (0, len(self._packed) - self._columns))
+
+    def product(self, x: Tensor) -> Tensor:
+        """x: (..., K) bf16 to (..., N): the sums of x times codes, in fp32, times the scales."""
+        return _product(x, "linear_of_codes", (self._packed, self._scales), self._columns)
+
+
+def _packed(weight: Tensor, function: str) -> Tensor:
+    """A matrix (N, K) as the product reads it, N filled up to a multiple of `FILL`."""
+    native, (columns, inner) = library(), weight.shape
+    assert native is not None, "can_pack says whether there are kernels"
+    packed = torch.empty(-(-columns // FILL) * FILL, inner, dtype=weight.dtype)
+    sizes = map(c_long, (weight.stride(0), columns, inner))
+    getattr(native, function)(pointer(weight), *sizes, pointer(packed))
+    return packed
+
+
+def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int) -> Tensor:
+    native, inner = library(), x.shape[-1]
+    assert native is not None, "nothing is packed where there are no kernels"
+    rows = x.reshape(-1, inner)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    count = len(rows)
+    out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(count * inner, dtype=x.dtype)
+    if count:
+        getattr(native, function)(
+            pointer(rows), c_long(rows.stride(0)), *map(pointer, packed), pointer(out), c_long(columns),
+            c_long(count), c_long(columns), c_long(inner), pointer(laid),
+        )  # fmt: skip
+    return out.view(*x.shape[:-1], columns)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.kernels.packed_weight import PackedCodes, can_pack_codes
 from schoolhouse.model.families import names_of
 from schoolhouse.model.transformer import Transformer
 
 MAX_CODE = 127
-FEW_ROWS = 8  # up to here the int8 product is faster than the bf16 one, beyond it slower (bench/int8.py)
+FEW_ROWS = 8  # up to here torch's int8 product is faster than its bf16 one, beyond it slower (bench/int8.py)
+FEWEST_ROWS = 2  # up to here it is faster than the C++ one
 KEEP_AFTER = 3  # calls with many rows in a row after which the bf16 copy is kept: a batch is running, not one prompt
 _FLIP = -0x7F7F7F80  # 0x80808080 as a signed int32: adds 128 to each of the four bytes
 PACKED, SHAPE = "weight_packed", "weight_shape"
@@ -68,8 +70,8 @@ def shape_note(packed: Tensor) -> Tensor:
 class QuantLinear(nn.Module):
     """`nn.Linear` with int8 weights. Its state has the names of the file, its memory the form of the fastest product.
 
-    The bf16 copy that large batches need is made when several calls in a row are large, and dropped by the next small
-    one.
+    More rows than a few pass a copy of the codes that is laid out for the C++ product. Where there is none, the bf16
+    copy that large batches need is made when several calls in a row are large, and dropped by the next small one.
     """
 
     weight: Tensor
@@ -84,6 +86,7 @@ class QuantLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self._large_calls = 0
         self._copy: Tensor | None = None
+        self._packed: PackedCodes | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> QuantLinear:
@@ -101,7 +104,7 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., K) to (..., N) of the same dtype. Raises ModelError if gradients are asked for.
 
-        Up to `FEW_ROWS` rows are multiplied with the int8 weights as they are, which reads half of the bytes. More rows
+        A few rows are multiplied by torch with the int8 weights as they are, which reads half of the bytes. More rows
         are bound by arithmetic, where plain torch has nothing faster than bf16 that keeps 16-bit activations.
         """
         if torch.is_grad_enabled() and x.requires_grad:
@@ -111,7 +114,12 @@ class QuantLinear(nn.Module):
             )
         rows = x.reshape(-1, self.in_features)  # (M, K)
         is_bf16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        if is_bf16_on_cpu and len(rows) <= FEW_ROWS:
+        packs = is_bf16_on_cpu and can_pack_codes(self.weight)
+        if packs and len(rows) > FEWEST_ROWS:
+            self._packed = self._packed or PackedCodes(self.weight, self.weight_scale)
+            out = self._packed.product(rows)
+            out = out if self.bias is None else out.add_(self.bias)
+        elif is_bf16_on_cpu and len(rows) <= FEW_ROWS:
             self._large_calls, self._copy = 0, None
             out = torch._weight_int8pack_mm(rows, self.weight, self.weight_scale[:, 0])  # (M, N)
             out = out if self.bias is None else out + self.bias
@@ -156,7 +164,7 @@ class QuantLinear(nn.Module):
             error = self._take(part, state_dict[prefix + part])
             if error:
                 error_msgs.append(f"{prefix}{part}: {error}")
-        self._large_calls, self._copy = 0, None
+        self._large_calls, self._copy, self._packed = 0, None, None
 
     def _take(self, part: str, tensor: Tensor) -> str | None:
         """Store one tensor of the file; returns what is wrong with it."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from schoolhouse.core.errors import ModelError
-from schoolhouse.core.machine import available_memory_bytes
+from schoolhouse.core.machine import memory_bytes
 from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.attention import Attention, Causal, Context, Ropes
@@ -20,6 +20,8 @@ from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.layers import FeedForward, GatedFeedForward, Linear, RMSNormPlusOne, Rotary, make_norm
 from schoolhouse.model.mla import LatentAttention
 from schoolhouse.model.moe import MixtureOfExperts
+
+PACKED_SHARE = 0.25  # of the machine's memory, that copies of the weights may take
 
 
 class Output(NamedTuple):
@@ -109,16 +111,17 @@ class Transformer(nn.Module):
         self._packed_head: PackedWeight | None = None
 
     def pack(self) -> None:
-        """Lay the weights out for fast products without gradients: a copy, if there is ample memory for it.
+        """Lay the weights out for fast products without gradients: a copy, if the machine has ample memory for it.
 
         A copy whose weights have changed since is left alone until the next call; where nothing changed, this is cheap.
         """
         layers = [m for name, m in self.named_modules() if isinstance(m, Linear) and ".experts." not in name]
-        stale = [layer for layer in layers if not layer.is_packed]
-        if sum(layer.weight.nbytes for layer in stale) > available_memory_bytes() / 4:
+        # By what the machine has, not by what is free just now: a resumed run has to take the same way.
+        if sum(layer.weight.nbytes for layer in layers) > memory_bytes() * PACKED_SHARE:
             return
-        for layer in stale:
-            layer.pack()
+        for layer in layers:
+            if not layer.is_packed:
+                layer.pack()
         held = self._packed_head is not None and self._packed_head.is_of(self.head_weight)
         if self.config.tie_word_embeddings and not held and can_pack(self.head_weight):
             self._packed_head = PackedWeight(self.head_weight)

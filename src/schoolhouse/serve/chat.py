@@ -12,6 +12,7 @@ from schoolhouse.core.log import Log
 from schoolhouse.core.runtime import Runtime
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
+from schoolhouse.kernels.native import status
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat
 from schoolhouse.text.records import Conversation, Message
@@ -66,6 +67,7 @@ def chat_loop(folder: Path, show_thinking: bool, log: Log, runtime: Runtime) -> 
     """Talk until the input ends. Thinking is dimmed, or left out with a note that it took place."""
     chat = Chat.load(folder, runtime)
     interactive = sys.stdin.isatty()
+    log.info(f"kernels for replies: {status()}")
     log.info(f"{folder.name}: end with Ctrl-D" if interactive else f"{folder.name}: one question a line")
     while (question := _ask(interactive)) is not None:
         if question:

@@ -26,6 +26,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.grid import filler
+from schoolhouse.kernels.native import status
 from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
@@ -99,9 +100,11 @@ def fingerprint(config: Config) -> str:
 
 
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
-    """Bytes that the stage takes at most, estimated: the policy's training, its replies and, with KL, the reference."""
+    """Bytes that the stage takes at most, estimated: the policy's training, its replies with the copy of the weights
+    that is laid out for them and, with KL, the reference.
+    """
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
-    replies = int(SLOT_SHARE * params * slots(config))
+    replies = 2 * params + int(SLOT_SHARE * params * slots(config))
     return training_bytes(params, config.part_tokens) + replies + (2 * params if config.kl > 0 else 0)
 
 
@@ -345,6 +348,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         run.log.warn(complaint)
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
+    run.log.info(f"kernels for replies: {status()}")
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     rehearsal = Rehearsal(config, model, chat, tasks, run)
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
