@@ -1,10 +1,12 @@
 // Attention of one new token in each running text, over keys and values in bf16 where the cache holds them.
 //
 // A text reads its own tokens and no more, once: the query heads that share a key head take turns on a block that is in
-// the first cache. Sums and the softmax are in fp32.
+// the first cache. What comes next is asked for early: a text's values while its keys are read, the next one's keys while
+// its values are. Sums and the softmax are in fp32.
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -15,6 +17,8 @@ typedef uint16_t bf16;
 namespace {
 
 constexpr long LANES = 16, PAIRS = 32, CHUNK = 64, BLOCK = 64;
+constexpr long LINE = 32;  // numbers that memory hands over at once
+constexpr long TURNS_A_THREAD = 8;
 
 WITH_BF16 inline __m512 widen(const bf16* x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
@@ -49,21 +53,6 @@ WITH_BF16 inline __m512 exponential(__m512 x) {
   return _mm512_mask_mov_ps(_mm512_scalef_ps(y, n), tiny, _mm512_setzero_ps());
 }
 
-// Products of one query with 16 keys, of which the first `count` are there.
-WITH_BF16 inline __m512 scores_of(const bf16* q, const bf16* keys, long stride, long width, long count) {
-  __m512 sum[LANES];
-  for (long s = 0; s < LANES; s++) {
-    sum[s] = _mm512_setzero_ps();
-    const bf16* key = keys + (s < count ? s : 0) * stride;
-    for (long d = 0; d < width; d += PAIRS) {
-      const __mmask32 inside = width - d >= PAIRS ? ~0u : (1u << (width - d)) - 1;
-      sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)_mm512_maskz_loadu_epi16(inside, q + d),
-                                (__m512bh)_mm512_maskz_loadu_epi16(inside, key + d));
-    }
-  }
-  return sums_of(sum);
-}
-
 // Scores to shares that add to one. The room behind the last score is filled up to 16.
 WITH_BF16 void softmax(float* scores, long count) {
   __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
@@ -82,22 +71,78 @@ WITH_BF16 void softmax(float* scores, long count) {
   for (long s = 0; s < count; s += LANES) _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale));
 }
 
-// Adds the values of a block of tokens, each times its share, to sums of up to 64 numbers.
-WITH_BF16 void add_values(float* sum, const float* shares, const bf16* values, long stride, long tokens, long width) {
-  __m512 held[CHUNK / LANES];
-  const long parts = width / LANES;
-  for (long p = 0; p < parts; p++) held[p] = _mm512_loadu_ps(sum + p * LANES);
-  if (parts == CHUNK / LANES)
-    for (long s = 0; s < tokens; s++) {
-      const __m512 share = _mm512_set1_ps(shares[s]);
-      for (long p = 0; p < CHUNK / LANES; p++)
-        held[p] = _mm512_fmadd_ps(share, widen(values + s * stride + p * LANES), held[p]);
+// Asks for rows of 16-bit numbers before they are needed.
+inline void fetch(const bf16* rows, long stride, long count, long width) {
+  for (long s = 0; s < count; s++)
+    for (long d = 0; d < width; d += LINE) __builtin_prefetch(rows + s * stride + d, 0, 2);
+}
+
+// Adds the values of a block of tokens, each times its shares, to the sums of R queries, P registers of each.
+template <int R, int P>
+WITH_BF16 void add_some(float* sum, long depth, const float* shares, long padded, const bf16* values, long stride,
+                        long tokens) {
+  __m512 held[R][P];
+#pragma GCC unroll 4
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++) held[i][p] = _mm512_loadu_ps(sum + i * depth + p * LANES);
+  for (long s = 0; s < tokens; s++) {
+    __m512 value[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++) value[p] = widen(values + s * stride + p * LANES);
+#pragma GCC unroll 4
+    for (int i = 0; i < R; i++) {
+      const __m512 share = _mm512_set1_ps(shares[i * padded + s]);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; p++) held[i][p] = _mm512_fmadd_ps(share, value[p], held[i][p]);
     }
-  else
-    for (long s = 0; s < tokens; s++)
-      for (long p = 0; p < parts; p++)
-        held[p] = _mm512_fmadd_ps(_mm512_set1_ps(shares[s]), widen(values + s * stride + p * LANES), held[p]);
-  for (long p = 0; p < parts; p++) _mm512_storeu_ps(sum + p * LANES, held[p]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++) _mm512_storeu_ps(sum + i * depth + p * LANES, held[i][p]);
+}
+
+template <int R>
+void add_parts(float* sum, long depth, const float* shares, long padded, const bf16* values, long stride, long tokens,
+               long parts) {
+  if (parts == CHUNK / LANES) return add_some<R, CHUNK / LANES>(sum, depth, shares, padded, values, stride, tokens);
+  for (long p = 0; p < parts; p++)
+    add_some<R, 1>(sum + p * LANES, depth, shares, padded, values + p * LANES, stride, tokens);
+}
+
+// The same for up to 4 of the queries that are left, and up to 64 numbers of each.
+void add_values(long queries, float* sum, long depth, const float* shares, long padded, const bf16* values, long stride,
+                long tokens, long parts) {
+  switch (queries) {
+    case 1: return add_parts<1>(sum, depth, shares, padded, values, stride, tokens, parts);
+    case 2: return add_parts<2>(sum, depth, shares, padded, values, stride, tokens, parts);
+    case 3: return add_parts<3>(sum, depth, shares, padded, values, stride, tokens, parts);
+    default: return add_parts<4>(sum, depth, shares, padded, values, stride, tokens, parts);
+  }
+}
+
+// Products of one query with 16 keys, of which the first `count` are there.
+WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long width, long count) {
+  __m512 sum[LANES];
+#pragma GCC unroll 16
+  for (long s = 0; s < LANES; s++) sum[s] = _mm512_setzero_ps();
+  for (long d = 0; d < width; d += PAIRS) {
+    const __mmask32 inside = width - d >= PAIRS ? ~0u : (1u << (width - d)) - 1;
+    const __m512bh mine = (__m512bh)_mm512_maskz_loadu_epi16(inside, q + d);
+    if (count == LANES && inside == ~0u) {
+#pragma GCC unroll 16
+      for (long s = 0; s < LANES; s++)
+        sum[s] = _mm512_dpbf16_ps(sum[s], mine, (__m512bh)_mm512_loadu_si512(keys + s * stride + d));
+    } else {
+#pragma GCC unroll 16
+      for (long s = 0; s < LANES; s++) {
+        const bf16* key = keys + (s < count ? s : 0) * stride + d;
+        sum[s] = _mm512_dpbf16_ps(sum[s], mine, (__m512bh)_mm512_maskz_loadu_epi16(inside, key));
+      }
+    }
+  }
+  return sums_of(sum);
 }
 
 }  // namespace
@@ -111,11 +156,12 @@ WITH_BF16 void attend_one(const bf16* q, const bf16* key, long key_text, long ke
                           long value_text, long value_head, long value_row, const int64_t* firsts, const int64_t* lasts,
                           bf16* out, long texts, long kv_heads, long share, long width, long depth, float scale,
                           float cap) {
+  const long even = texts * kv_heads / (TURNS_A_THREAD * omp_get_max_threads()), turn = even < 1 ? 1 : even;
 #pragma omp parallel
   {
     long room = 0;
     float *scores = nullptr, *sums = (float*)aligned_alloc(64, share * depth * sizeof(float));
-#pragma omp for schedule(dynamic, 4) collapse(2)
+#pragma omp for schedule(dynamic, turn) collapse(2)
     for (long b = 0; b < texts; b++)
       for (long h = 0; h < kv_heads; h++) {
         const long count = lasts[b] - firsts[b], padded = (count + LANES - 1) / LANES * LANES;
@@ -127,23 +173,33 @@ WITH_BF16 void attend_one(const bf16* q, const bf16* key, long key_text, long ke
         const bf16* keys = key + b * key_text + h * key_head + firsts[b] * key_row;
         const bf16* values = value + b * value_text + h * value_head + firsts[b] * value_row;
         const long row = (b * kv_heads + h) * share;
-        for (long s = 0; s < count; s += LANES)
+        const bf16* following = h + 1 < kv_heads  ? keys + key_head
+                                : b + 1 < texts ? key + (b + 1) * key_text + firsts[b + 1] * key_row
+                                                : nullptr;
+        for (long s = 0; s < count; s += LANES) {
+          const long left = count - s < LANES ? count - s : LANES;
+          fetch(values + s * value_row, value_row, left, depth);
           for (long i = 0; i < share; i++) {
-            __m512 found = scores_of(q + (row + i) * width, keys + s * key_row, key_row, width, count - s);
-            found = _mm512_mul_ps(found, _mm512_set1_ps(scale));
-            _mm512_storeu_ps(scores + i * padded + s, found);
+            const __m512 found = scores_of(q + (row + i) * width, keys + s * key_row, key_row, width, left);
+            _mm512_storeu_ps(scores + i * padded + s, _mm512_mul_ps(found, _mm512_set1_ps(scale)));
           }
+        }
         for (long i = 0; i < share; i++) {
           if (cap > 0)
             for (long s = 0; s < count; s++) scores[i * padded + s] = cap * tanhf(scores[i * padded + s] / cap);
           softmax(scores + i * padded, count);
         }
         for (long i = 0; i < share * depth; i++) sums[i] = 0;
-        for (long s = 0; s < count; s += BLOCK)
-          for (long d = 0; d < depth; d += CHUNK)
-            for (long i = 0; i < share; i++)
-              add_values(sums + i * depth + d, scores + i * padded + s, values + s * value_row + d, value_row,
-                         count - s < BLOCK ? count - s : BLOCK, depth - d < CHUNK ? depth - d : CHUNK);
+        for (long s = 0; s < count; s += BLOCK) {
+          const long tokens = count - s < BLOCK ? count - s : BLOCK;
+          if (following) fetch(following + s * key_row, key_row, tokens, width);
+          for (long d = 0; d < depth; d += CHUNK) {
+            const long parts = (depth - d < CHUNK ? depth - d : CHUNK) / LANES;
+            for (long i = 0; i < share; i += 4)
+              add_values(share - i, sums + i * depth + d, depth, scores + i * padded + s, padded,
+                         values + s * value_row + d, value_row, tokens, parts);
+          }
+        }
         for (long i = 0; i < share * depth; i += LANES)
           _mm256_storeu_si256((__m256i*)(out + row * depth + i), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums + i)));
       }

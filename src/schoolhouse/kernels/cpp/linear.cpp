@@ -2,7 +2,8 @@
 //
 // A tile of 12 rows and 32 columns is summed in 24 registers. Weights lie in panels of 16 columns, pairs of neighbours
 // along k side by side, as the instruction wants them; 32 columns stay in the cache while all rows pass them. int8 codes
-// are exact in bf16: they are widened once for all rows, and a column's scale is applied to its sum.
+// are exact in bf16: they are widened once for all rows, and a column's scale is applied to its sum. The next columns'
+// weights are asked for while the first rows pass these, so that memory is read behind the arithmetic.
 // Source: Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", 2008 (blocks for the caches).
 
 #include <immintrin.h>
@@ -16,8 +17,8 @@ typedef uint16_t bf16;
 
 namespace {
 
-constexpr long PANEL = 16, COLUMNS = 32, ROWS = 12, GROUP = 256;
-constexpr long TASKS_A_THREAD = 4, FEWEST_BLOCKS = 4, CACHED = 1 << 19;  // numbers of rows that stay in the second cache
+constexpr long PANEL = 16, COLUMNS = 32, ROWS = 12, GROUP = 256, LINE = 64, FEW = 4;
+constexpr long TASKS_A_THREAD = 4, FEWEST_BLOCKS = 4, CACHED = 1 << 19;  // CACHED: numbers that stay in the second cache
 
 long up(long n, long d) { return (n + d - 1) / d; }
 
@@ -41,13 +42,14 @@ WITH_BF16 inline __m512bh pairs_of(const int8_t* weight) {
 
 template <int R, class Weight>
 WITH_BF16 void tile(const bf16* rows, const Weight* weight, const float* scales, long k, bf16* y, long stride,
-                    long columns) {
+                    long columns, const char* ahead) {
   const long pairs = k / 2;
   const int* a = reinterpret_cast<const int*>(rows);
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
   for (long j = 0; j < pairs; j++) {
+    if (R > FEW) __builtin_prefetch(ahead + j * LINE, 0, 2);
     const __m512bh left = pairs_of(weight + j * 2 * PANEL), right = pairs_of(weight + (pairs + j) * 2 * PANEL);
 #pragma GCC unroll 12
     for (int i = 0; i < R; i++) {
@@ -69,9 +71,9 @@ WITH_BF16 void tile(const bf16* rows, const Weight* weight, const float* scales,
 
 template <class Weight>
 void tile_of(long r, const bf16* rows, const Weight* weight, const float* scales, long k, bf16* y, long stride,
-             long columns) {
+             long columns, const char* ahead) {
   switch (r) {
-#define ROWS_ARE(n) case n: return tile<n>(rows, weight, scales, k, y, stride, columns);
+#define ROWS_ARE(n) case n: return tile<n>(rows, weight, scales, k, y, stride, columns, ahead);
     ROWS_ARE(1) ROWS_ARE(2) ROWS_ARE(3) ROWS_ARE(4) ROWS_ARE(5) ROWS_ARE(6)
     ROWS_ARE(7) ROWS_ARE(8) ROWS_ARE(9) ROWS_ARE(10) ROWS_ARE(11) ROWS_ARE(12)
 #undef ROWS_ARE
@@ -108,11 +110,14 @@ void product(const bf16* x, long x_stride, const Weight* weight, const float* sc
             if (wide) widen(weight + j * k, k * COLUMNS, wide);
           for (long b = c * chunk; b < blocks && b < (c + 1) * chunk; b++) {
             const bf16* rows = scratch + first_of(b) * k;
+            const long turn = b - c * chunk;  // each of the first ones asks for a part of what comes next
+            const char* next = (const char*)(weight + (j + COLUMNS) * k) + turn * (k / 2) * LINE;
+            const char* ahead = turn < (long)sizeof(Weight) ? next : (const char*)rows;
             bf16* to = y + first_of(b) * y_stride + j;
             if (wide)
-              tile_of(first_of(b + 1) - first_of(b), rows, wide, own, k, to, y_stride, n - j);
+              tile_of(first_of(b + 1) - first_of(b), rows, wide, own, k, to, y_stride, n - j, ahead);
             else
-              tile_of(first_of(b + 1) - first_of(b), rows, weight + j * k, own, k, to, y_stride, n - j);
+              tile_of(first_of(b + 1) - first_of(b), rows, weight + j * k, own, k, to, y_stride, n - j, ahead);
           }
         }
     free(wide);
