@@ -125,7 +125,7 @@ MEANINGS = {
     "train.grpo.clip_low": "how far below 1 a token's probability ratio still counts",
     "train.grpo.clip_high": "how far above 1 it still counts",
     "compress.quantize.model": "the checkpoint to make small",
-    "compress.quantize.format": "of the linear layers; `fp8` in blocks, as DeepSeek publishes its models",
+    "compress.quantize.format": "of linear layers; `int4` with a scale a group, `fp8` in blocks, as DeepSeek has it",
     "compress.gguf.model": "the checkpoint to write as a GGUF file",
     "compress.gguf.kind": "how the weights are stored; with four bits, embedding and head keep eight",
     "compress.gguf.replay": "prompts on which llama.cpp must say what we say (needs `xllamacpp`); 0 skips the proof",

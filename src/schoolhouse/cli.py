@@ -86,9 +86,11 @@ def mask(
     home: Home = _HOME,
 ) -> None:
     """Show in colour which tokens the loss counts: the reply's, its stop token included."""
+    from schoolhouse.text.records import CONVERSATIONS
+
     path = Path(data)
     if not path.is_file():
-        path = find_artifact(home, data).file("conversations.jsonl")
+        path = find_artifact(home, data).file(CONVERSATIONS)
     folder = _model_folder(home, model)
     from schoolhouse.core.log import Log
     from schoolhouse.train.mask import show_mask

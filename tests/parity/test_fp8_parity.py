@@ -53,7 +53,7 @@ def test_transformers_reads_the_folder_to_the_same_logits(tmp_path, monkeypatch)
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(3))
     save_model(model, tmp_path / "source")
-    quantize_folder(tmp_path / "source", tmp_path / "fp8", Run.for_tests(tmp_path), "fp8")
+    quantize_folder(tmp_path / "source", tmp_path / "fp8", Run.for_tests(tmp_path), None)
     assert json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"] == QUANTIZATION_CONFIG
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "fp8", dtype=torch.float32).eval()
     torch.nn.Module.float(theirs)  # what is not in fp8 they leave in bf16, whatever type is asked for

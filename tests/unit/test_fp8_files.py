@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(source: Path, tmp_path: Path) -> Path:
-    quantize.quantize_folder(source, tmp_path / "fp8", Run.for_tests(tmp_path), "fp8")
+    quantize.quantize_folder(source, tmp_path / "fp8", Run.for_tests(tmp_path), None)
     return tmp_path / "fp8"
 
 
@@ -93,7 +93,7 @@ def test_the_stage_notes_format_size_and_error(source: Path, tmp_path: Path):
     assert out.meta["weight_bytes"] < 0.7 * out.meta["source_weight_bytes"]
     assert 0.01 < out.meta["relative_error"] < 2**-4
     with pytest.raises(ModelError, match="quantized already"):
-        quantize.quantize_folder(out.path, tmp_path / "twice", Run.for_tests(tmp_path), "fp8")
+        quantize.quantize_folder(out.path, tmp_path / "twice", Run.for_tests(tmp_path), None)
 
 
 def test_scales_may_lie_in_another_shard(folder: Path):
@@ -181,7 +181,7 @@ def test_get_makes_bf16_of_it_and_says_so(folder: Path, tmp_path: Path):
 
 def test_a_dense_model_goes_through_fp8_with_its_tied_head(tmp_path: Path):
     save_model(tiny_model(), tmp_path / "source")
-    facts = quantize.quantize_folder(tmp_path / "source", tmp_path / "fp8", Run.for_tests(tmp_path), "fp8")
+    facts = quantize.quantize_folder(tmp_path / "source", tmp_path / "fp8", Run.for_tests(tmp_path), None)
     assert facts["layers"] == 14
     ids = torch.arange(12)[None]
     with torch.no_grad():

@@ -49,6 +49,20 @@ def test_a_product_with_packed_codes_is_the_product(rows, inner, columns):
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 12, 13, 130])
+@pytest.mark.parametrize(
+    ("inner", "columns", "group", "bits"), [(64, 32, 32, 4), (576, 100, 64, 4), (96, 257, 96, 4), (96, 33, 32, 8)]
+)
+def test_a_product_with_groups_of_codes_is_the_product(rows, inner, columns, group, bits):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (columns, inner), dtype=torch.int8, generator=generator)
+    scales = torch.rand(columns, inner // group, generator=generator).bfloat16()
+    x, each = draw(rows, inner), scales.repeat_interleave(group, dim=1)
+    got = PackedCodes(codes, scales, bits).product(x)
+    near(got, x.double() @ (codes * each.double()).t(), F.linear(x, codes.bfloat16() * each))
+
+
+@needs_kernels
 def test_rows_may_lie_apart_and_come_in_any_shape():
     weight, wide = draw(40, 64), draw(3, 5, 128, seed=1)
     with torch.no_grad():
@@ -69,6 +83,18 @@ def test_a_copy_of_changed_weights_is_not_used():
         assert torch.equal(linear(x, weight, None, packed), F.linear(x, weight))
     weight.data = weight.data.clone()
     assert not PackedWeight(draw(32, 64)).is_of(weight)
+
+
+@needs_kernels
+def test_an_engine_that_forgets_drops_its_copies():
+    model = network(hidden_size=64).bfloat16()
+    engine = Engine(model, 2)
+    engine.generate([[5, 9]], Sampling(max_new_tokens=2))
+    layers = [m for m in model.modules() if hasattr(m, "packed")]
+    assert layers
+    assert all(layer.packed is not None for layer in layers)
+    engine.forget()
+    assert all(layer.packed is None for layer in layers)
 
 
 @needs_kernels

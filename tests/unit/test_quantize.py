@@ -13,8 +13,10 @@ from schoolhouse.core.run import Run
 from schoolhouse.model.config import MLA, ModelConfig, MoE
 from schoolhouse.model.quantized import (
     FEW_ROWS,
+    INT8,
     KEEP_AFTER,
     QuantLinear,
+    Scheme,
     pack,
     quantization_config,
     quantize_rows,
@@ -88,6 +90,23 @@ def test_pack_is_undone_exactly_and_puts_the_first_code_lowest():
     assert [word >> shift & 255 for shift in (0, 8, 16, 24)] == [1, 128, 129, 255]
 
 
+def test_4_bits_are_packed_two_a_byte_and_their_scale_is_the_best_of_a_few():
+    codes = torch.arange(-8, 8, dtype=torch.int8).view(2, 8)
+    assert torch.equal(unpack(pack(codes, 4), 4), codes)
+    assert int(pack(codes, 4)[0, 0]) & 0xFFFFFFFF == 0x76543210
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(0))
+    weight[0, 0] = 100.0  # spoils its own group, and no other
+    codes, scales = quantize_rows(weight, torch.float32, Scheme(4, 32))
+    assert scales.shape == (16, 4)
+    assert int(codes.min()) >= -8
+    assert int(codes.max()) <= 7
+    errors = (codes * scales.repeat_interleave(32, dim=1) - weight).square().unflatten(1, (4, 32)).mean(-1)
+    plain = weight.unflatten(1, (4, 32))
+    widest = plain.abs().amax(-1, keepdim=True) / 7
+    assert bool((errors <= ((plain / widest).round() * widest - plain).square().mean(-1) + 1e-9).all())
+    assert float(errors[0, 0]) > 10 * float(errors[0, 1:].max())
+
+
 def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(ModelError, match="not finite"):
         quantize_rows(torch.tensor([[1.0, float("nan")]]))
@@ -140,30 +159,32 @@ def test_quantizing_twice_is_refused(tmp_path):
         quantize.quantize_folder(out.path, tmp_path / "twice", Run.for_tests(tmp_path))
 
 
-def layer_pair(dtype, bias=False) -> tuple[QuantLinear, nn.Linear]:
+def layer_pair(dtype, bias=False, scheme=INT8) -> tuple[QuantLinear, nn.Linear]:
     linear = nn.Linear(64, 48, bias=bias, dtype=dtype).requires_grad_(False)
-    layer = QuantLinear.from_linear(linear)
+    layer = QuantLinear.from_linear(linear, scheme)
     linear.weight.copy_(layer.dequantized())
     return layer, linear
 
 
+@pytest.mark.parametrize("scheme", [INT8, Scheme(8, 32), Scheme(4, 32), Scheme(4)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 70])
-def test_the_product_is_that_of_the_dequantized_weights(rows, bias):
+def test_the_product_is_that_of_the_dequantized_weights(rows, bias, scheme):
     torch.manual_seed(0)
     x = torch.randn(1, rows, 64)
     with torch.inference_mode():
-        layer, linear = layer_pair(torch.float32, bias)
+        layer, linear = layer_pair(torch.float32, bias, scheme)
         assert torch.allclose(layer(x), linear(x), atol=1e-5)
-        layer, linear = layer_pair(torch.bfloat16, bias)
+        layer, linear = layer_pair(torch.bfloat16, bias, scheme)
         exact = linear.float()(x.bfloat16().float())
         for _ in range(KEEP_AFTER + 2):  # past the call from which the copy is kept
             # bf16 weights: 2^-9 of each factor and of the result, over a sum of 64
             assert torch.allclose(layer(x.bfloat16()).float(), exact, atol=2e-2, rtol=2e-2)
 
 
-def test_without_kernels_it_is_the_same_product(plain_kernels):
-    test_the_product_is_that_of_the_dequantized_weights(FEW_ROWS + 1, True)
+@pytest.mark.parametrize("scheme", [INT8, Scheme(8, 32), Scheme(4, 32)], ids=str)
+def test_without_kernels_it_is_the_same_product(plain_kernels, scheme):
+    test_the_product_is_that_of_the_dequantized_weights(FEW_ROWS + 1, True, scheme)
 
 
 def test_the_copy_for_large_batches_comes_late_and_goes_with_the_batch(plain_kernels):
@@ -190,7 +211,7 @@ def test_training_int8_is_refused_in_words():
     [
         (("quant_method",), "gptq", "quant_method = 'gptq'"),
         (("format",), "int-quantized", "format = 'int-quantized'"),
-        (("config_groups", "group_0", "weights", "num_bits"), 4, "num_bits = 4"),
+        (("config_groups", "group_0", "weights", "num_bits"), 2, "num_bits = 2"),
         (("config_groups", "group_0", "weights", "symmetric"), False, "symmetric = False"),
         (("config_groups", "group_0", "input_activations"), {"num_bits": 8}, "input_activations"),
     ],

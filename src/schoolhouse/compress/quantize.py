@@ -1,8 +1,9 @@
-"""The stage `compress.quantize`: a checkpoint's linear layers in 8 bits, in a folder that other programs load.
+"""The stage `compress.quantize`: a checkpoint's linear layers in 8 or 4 bits, in a folder that other programs load.
 
-`int8` has one scale a row and is computed with as it is; `fp8` has one a block of 128 x 128, as DeepSeek publishes its
-models, and is de-quantized when it is loaded. Round to nearest needs no calibration data, and for 8 bits nothing better
-is worth its time. The embedding and the head stay as they are: other programs read a tied pair only so.
+`int8` has one scale a row and `int4` one for a group of neighbours; both are computed with as they are. `fp8` has one a
+block of 128 x 128, as DeepSeek publishes its models, and is de-quantized when it is loaded. Rounding to nearest needs
+no data, and for 8 bits nothing better is worth its time; for 4 bits GPTQ and AWQ look at what the layers read in
+conversations of the user's own. The embedding and the head stay as they are: other programs read a tied pair only so.
 """
 
 from __future__ import annotations
@@ -13,27 +14,57 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from schoolhouse.compress.calibrate import quantize_calibrated
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
-from schoolhouse.core.errors import ModelError, Stopped
+from schoolhouse.core.errors import DataError, ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.fp8 import dequantize_blocks, quantize_blocks
 from schoolhouse.model.families import from_hf, names_of
 from schoolhouse.model.fp8 import QUANTIZATION_CONFIG, SCALES, linears_for_fp8
-from schoolhouse.model.quantized import linears_to_quantize, pack, quantization_config, quantize_rows, shape_note
+from schoolhouse.model.quantized import (
+    INT8,
+    Scheme,
+    linears_to_quantize,
+    pack,
+    quantization_config,
+    quantize_rows,
+    shape_note,
+    spread,
+)
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
-from schoolhouse.model.weights import copy_companions, read_config, write_tensors
+from schoolhouse.model.weights import copy_companions, load_model, read_config, save_model, write_tensors
+from schoolhouse.text.chat import ChatFormat
+from schoolhouse.text.records import CONVERSATIONS, read_conversations
+
+USUAL_GROUP = 64  # of 4 bits: divides the widths of small models, too, which 128 often does not
 
 
 class Config(StageConfig):
-    """What to quantize: the checkpoint that a stage made, and into which format."""
+    """What to quantize: the checkpoint that a stage made, into which format, and how."""
 
     model: Ref
-    format: Literal["int8", "fp8"] = "int8"
+    format: Literal["int8", "int4", "fp8"] = "int8"
+    group: Literal[32, 64, 128] | None = None  # weights that share a scale; without it int4 has 64, int8 a whole row
+    method: Literal["nearest", "gptq", "awq"] = "nearest"  # the other two go by what the layers read in `data`
+    data: Ref | None = None  # the stage whose conversations they look at, for example `prepare.traces`
+    texts: int = Field(128, ge=1)  # how many of its conversations
+
+
+def check(config: Config) -> None:
+    """Raise RecipeError for settings that do not go together."""
+    if config.format == "fp8" and (config.group is not None or config.method != "nearest"):
+        raise RecipeError("format 'fp8' rounds to nearest in blocks of 128 x 128: leave out group and method.")
+    if (config.method == "nearest") != (config.data is None):
+        raise RecipeError(
+            f"method is {config.method!r} and data {config.data!r}: 'gptq' and 'awq' need the conversations of a "
+            "stage, for example of prepare.traces, and 'nearest' looks at none."
+        )
 
 
 class _Format(NamedTuple):
@@ -44,11 +75,19 @@ class _Format(NamedTuple):
     convert: Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor]]
 
 
-def _int8(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    codes, scale = quantize_rows(weight)
-    packed = pack(codes)
-    parts = {"_packed": packed, "_scale": scale, "_shape": shape_note(packed)}
-    return {name + part: tensor for part, tensor in parts.items()}, codes.float() * scale.float()
+def _in_codes(scheme: Scheme) -> _Format:
+    def convert(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        codes, scales = quantize_rows(weight, scheme=scheme)
+        packed = pack(codes, scheme.bits)
+        parts = {"_packed": packed, "_scale": scales, "_shape": shape_note(packed, scheme.bits)}
+        stored = {name + part: tensor for part, tensor in parts.items()}
+        return stored, codes.float() * spread(scales, codes.shape[1]).float()
+
+    return _Format(
+        lambda model: linears_to_quantize(model, scheme),
+        lambda model, chosen: quantization_config(model, chosen, scheme),
+        convert,
+    )
 
 
 def _fp8(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -56,37 +95,44 @@ def _fp8(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {name: codes, name + SCALES: scale}, dequantize_blocks(codes, scale)
 
 
-_FORMATS = {
-    "int8": _Format(linears_to_quantize, quantization_config, _int8),
-    "fp8": _Format(linears_for_fp8, lambda *_: dict(QUANTIZATION_CONFIG), _fp8),
-}
+_FP8 = _Format(linears_for_fp8, lambda *_: dict(QUANTIZATION_CONFIG), _fp8)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
     """Write the quantized checkpoint; `out.meta` gets its size beside the source's and the largest rounding error.
 
-    Raises ModelError if the source is quantized already or holds weights that are not finite.
+    Raises ModelError if the source is quantized already, has no layer that fits, or holds weights that are not finite.
     """
-    source = inputs[config.model].path
-    facts = quantize_folder(source, out.path, run, config.format)
-    out.meta |= facts | {"format": config.format}
+    source, scheme = inputs[config.model].path, scheme_for(config.format, config.group)
+    if config.method == "nearest" or scheme is None:
+        facts = quantize_folder(source, out.path, run, scheme)
+    else:
+        assert config.data is not None, "check asks for it"
+        texts = _texts(inputs[config.data], ChatFormat.load(source), config.texts)
+        facts = _calibrated_folder(source, out.path, run, scheme, config.method, texts)
+    out.meta |= facts | {"format": config.format, "method": config.method}
+    if facts["left"]:
+        run.log.warn(f"{facts['left']} layers stay whole: their rows are no multiple of what codes or groups need")
     run.log.info(
         f"{facts['layers']} layers to {config.format}: {facts['weight_bytes'] / 1e6:.0f} MB instead of "
         f"{facts['source_weight_bytes'] / 1e6:.0f} MB, rounding error {facts['relative_error']:.2%} of the weights"
     )
 
 
-def quantize_folder(source: Path, folder: Path, run: Run, to: Literal["int8", "fp8"] = "int8") -> dict[str, Any]:
-    """Quantize a checkpoint folder tensor by tensor, so that a model larger than the memory passes through."""
-    form = _FORMATS[to]
-    raw = read_config(source)
-    if "quantization_config" in raw:
-        raise ModelError(f"{source}: this checkpoint is quantized already; quantize the one it was made from.")
+def scheme_for(to: str, group: int | None) -> Scheme | None:
+    """How codes of this format are made; None for fp8, which has none."""
+    return {"int8": Scheme(8, group), "int4": Scheme(4, group or USUAL_GROUP), "fp8": None}[to]
+
+
+def quantize_folder(source: Path, folder: Path, run: Run, scheme: Scheme | None = INT8) -> dict[str, Any]:
+    """Round a checkpoint folder to nearest, tensor by tensor, so that a model larger than the memory passes through."""
+    form, raw = _FP8 if scheme is None else _in_codes(scheme), _unquantized(source)
     model_config = from_hf(raw)
     with torch.device("meta"):
         model = Transformer(model_config)
     names = names_of(model_config)
     layers = {name for name, _ in form.layers(model)}
+    left = _left(model, layers, scheme)
     chosen = {names.stored(f"{name}.weight") for name in layers}
     errors = _Errors()
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +140,58 @@ def quantize_folder(source: Path, folder: Path, run: Run, to: Literal["int8", "f
     config = raw | {"quantization_config": form.config(model, layers)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     copy_companions(source, folder)
+    return _facts(source, folder, len(chosen), left, errors)
+
+
+def _calibrated_folder(
+    source: Path, folder: Path, run: Run, scheme: Scheme, method: Literal["gptq", "awq"], texts: list[list[int]]
+) -> dict[str, Any]:
+    """The same by what the layers read in these texts; the whole model is in memory."""
+    _unquantized(source)
+    model = load_model(source, run.runtime.dtype, run.runtime.device)
+    longest, room = max(map(len, texts)), model.config.max_position_embeddings
+    if longest > room:
+        raise DataError(f"A conversation has {longest} tokens, the model's context holds {room}: cut the text.")
+    layers = {name for name, _ in linears_to_quantize(model, scheme)}
+    left, errors = _left(model, layers, scheme), _Errors()
+    run.log.info(f"{method} looks at {sum(map(len, texts)):,} tokens of {len(texts)} conversations")
+    for signal, noise in quantize_calibrated(model, texts, scheme, method, run):
+        errors.signal += signal
+        errors.noise += noise
+    save_model(model, folder, like=source)
+    return _facts(source, folder, len(layers), left, errors)
+
+
+def _unquantized(source: Path) -> dict[str, Any]:
+    raw = read_config(source)
+    if "quantization_config" in raw:
+        raise ModelError(f"{source}: this checkpoint is quantized already; quantize the one it was made from.")
+    return raw
+
+
+def _left(model: Transformer, layers: Collection[str], scheme: Scheme | None) -> int:
+    """Layers that codes are for and that do not fit; ModelError if none does."""
+    wanted = len(layers) if scheme is None else sum(1 for _ in linears_to_quantize(model))
+    if not layers:
+        raise ModelError(
+            f"No layer of this network can be stored so ({scheme}): rows have to be multiples of the group. "
+            "Take a smaller group."
+        )
+    return wanted - len(layers)
+
+
+def _texts(data: Artifact, chat: ChatFormat, most: int) -> list[list[int]]:
+    """Conversations of a stage as ids, spread over all of it."""
+    rows = read_conversations(data.file(CONVERSATIONS)).good
+    if not rows:
+        raise DataError(f"{data.file(CONVERSATIONS)} holds no conversation to look at.")
+    return [chat.render(row).ids for row in rows[:: max(1, len(rows) // most)][:most]]
+
+
+def _facts(source: Path, folder: Path, layers: int, left: int, errors: _Errors) -> dict[str, Any]:
     return {
-        "layers": len(chosen),
+        "layers": layers,
+        "left": left,
         "weight_bytes": _weight_bytes(folder),
         "source_weight_bytes": _weight_bytes(source),
         "relative_error": (errors.noise / errors.signal) ** 0.5 if errors.signal else 0.0,

@@ -72,7 +72,7 @@ class _Text:
 class Engine:
     """Continuous batching over the slots of one cache.
 
-    model: stays the caller's, its weights may change between requests (call `forget` then). slots: texts that run at
+    model: stays the caller's, its weights may change between requests (call `forget` before). slots: texts that run at
     once. Raises ModelError for a prompt that is empty, does not fit into the model's context or has unknown ids.
     """
 
@@ -88,8 +88,9 @@ class Engine:
         self._requests = 0
 
     def forget(self) -> None:
-        """Drop what was computed with the weights as they were. Call it after a training step."""
+        """Drop what follows from the weights: a beginning that was read, copies. Call it before they change."""
         self._prefix = None
+        self.model.unpack()
 
     @property
     def idle(self) -> bool:

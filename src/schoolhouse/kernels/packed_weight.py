@@ -37,7 +37,7 @@ class PackedWeight:
 
     def __init__(self, weight: Tensor) -> None:
         self._weight, self._version = weight.detach(), weight._version
-        self._packed = _packed(self._weight, "pack_weight")
+        self._packed = _packed(self._weight, "pack_weight", 16)
 
     def is_of(self, weight: Tensor) -> bool:
         """True while the matrix has neither moved nor been written to since it was packed."""
@@ -49,29 +49,34 @@ class PackedWeight:
 
 
 class PackedCodes:
-    """A copy of int8 codes (N, K) and their scales (N, 1), for more rows than torch's int8 product is good for."""
+    """Codes (N, K) of 8 or 4 bits, laid out for the product, with scales (N, K / group) of groups along K.
 
-    def __init__(self, codes: Tensor, scales: Tensor) -> None:
-        self._columns = len(codes)
-        self._packed = _packed(codes, "pack_codes")
-        self._scales = F.pad(scales[:, 0].float(), (0, len(self._packed) - self._columns))
+    Codes come as int8, those of 4 bits in -8..7.
+    """
+
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int = 8) -> None:
+        self._columns, self._group = len(codes), codes.shape[1] // scales.shape[1]
+        self._packed = _packed(codes, "pack_codes" if bits == 8 else "pack_nibbles", bits)
+        fill = len(self._packed) - self._columns
+        self._scales = F.pad(scales.float(), (0, 0, 0, fill)).t().contiguous()  # (K / group, N and fill)
+        self._product = "linear_of_codes" if bits == 8 else "linear_of_nibbles"
 
     def product(self, x: Tensor) -> Tensor:
         """x: (..., K) bf16 to (..., N): the sums of x times codes, in fp32, times the scales."""
-        return _product(x, "linear_of_codes", (self._packed, self._scales), self._columns)
+        return _product(x, self._product, (self._packed, self._scales), self._columns, c_long(self._group))
 
 
-def _packed(weight: Tensor, function: str) -> Tensor:
-    """A matrix (N, K) as the product reads it, N filled up to a multiple of `FILL`."""
+def _packed(weight: Tensor, function: str, bits: int) -> Tensor:
+    """A matrix (N, K) as the product reads it: N filled up to a multiple of `FILL`, numbers of so many bits."""
     native, (columns, inner) = library(), weight.shape
     assert native is not None, "can_pack says whether there are kernels"
-    packed = torch.empty(-(-columns // FILL) * FILL, inner, dtype=weight.dtype)
+    packed = torch.empty(-(-columns // FILL) * FILL, inner * bits // 8, dtype=torch.int8)
     sizes = map(c_long, (weight.stride(0), columns, inner))
     getattr(native, function)(pointer(weight), *sizes, pointer(packed))
     return packed
 
 
-def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int) -> Tensor:
+def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int, *group: c_long) -> Tensor:
     native, inner = library(), x.shape[-1]
     assert native is not None, "nothing is packed where there are no kernels"
     rows = x.reshape(-1, inner)
@@ -80,7 +85,7 @@ def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int)
     out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(count * inner, dtype=x.dtype)
     if count:
         getattr(native, function)(
-            pointer(rows), c_long(rows.stride(0)), *map(pointer, packed), pointer(out), c_long(columns),
+            pointer(rows), c_long(rows.stride(0)), *map(pointer, packed), *group, pointer(out), c_long(columns),
             c_long(count), c_long(columns), c_long(inner), pointer(laid),
         )  # fmt: skip
     return out.view(*x.shape[:-1], columns)

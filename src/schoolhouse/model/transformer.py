@@ -126,15 +126,23 @@ class Transformer(nn.Module):
         if self.config.tie_word_embeddings and not held and can_pack(self.head_weight):
             self._packed_head = PackedWeight(self.head_weight)
 
+    def unpack(self) -> None:
+        """Drop those copies: training needs their memory."""
+        self._packed_head = None
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                layer.packed = None
+
     def hidden(self, ids: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm. ids: (B, T) int64; returns (B, T, D)."""
-        x = self._embed(ids)  # (B, T, D)
+        x = self.embed(ids)  # (B, T, D)
         ropes = self.rotary.tables(context.positions.to(ids.device), x.dtype)
         for layer in self.model.layers[: self.config.num_hidden_layers]:
             x = layer(x, ropes, context)
         return self.model.norm(x)
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids: (B, T) to (B, T, D), as the first layer takes them."""
         x = self.model.embed_tokens(ids)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
@@ -150,7 +158,7 @@ class Transformer(nn.Module):
         ropes = self.rotary.tables(context.positions.to(ids.device), hidden.dtype)
         for depth, layer in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
             assert isinstance(layer, PredictionLayer)
-            hidden = layer.further(hidden, self._embed(ids.roll(-depth, dims=1)), ropes, context)
+            hidden = layer.further(hidden, self.embed(ids.roll(-depth, dims=1)), ropes, context)
             out.append(hidden)
         return out
 

@@ -27,7 +27,7 @@ from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, names_of, to_hf
 from schoolhouse.model.fp8 import is_fp8, with_scales
 from schoolhouse.model.names import Joined, Names
-from schoolhouse.model.quantized import PACKED, SHAPE, QuantLinear, quantization_config, replace_linears, shape_note
+from schoolhouse.model.quantized import PACKED, SHAPE, quantization_config, replace_linears, scheme_of, shape_note
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.wrapped import unwrap_config, unwrapped_name
@@ -248,15 +248,16 @@ def save_model(
     """Write config.json and the weights (floating-point ones in `dtype`, None as they are) into `folder`.
 
     `like` is the folder that the model came from: its tokenizer, chat template and generation settings are copied.
-    An int8 model stays one: its codes are written as they are, with the quantization_config that says which layers.
+    A model in codes stays one: they are written as they are, with the quantization_config that says which layers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     write_tensors(folder, _in_their_names(model, state, dtype))
     name = str(dtype or next(iter(state.values())).dtype).removeprefix("torch.")
     raw = to_hf(model.config, name)
-    if any(isinstance(module, QuantLinear) for module in model.modules()):
-        raw["quantization_config"] = quantization_config(model)
+    scheme = scheme_of(model)
+    if scheme is not None:
+        raw["quantization_config"] = quantization_config(model, scheme=scheme)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     if like is not None:
         copy_companions(like, folder)
@@ -279,7 +280,9 @@ def _in_their_names(
         wanted = held_type(stored, joined, dtype)
         yield stored, joined.detach().to(device="cpu", dtype=wanted).contiguous()
         if stored.endswith(f".{PACKED}"):
-            yield stored.removesuffix(PACKED) + SHAPE, shape_note(joined)
+            scheme = scheme_of(model)
+            assert scheme is not None, "codes lie in layers that are in codes"
+            yield stored.removesuffix(PACKED) + SHAPE, shape_note(joined, scheme.bits)
     for copied, shared in _copies(model.config, "lm_head.weight", "model.embed_tokens.weight").items():
         source = state.get(shared, state["model.embed_tokens.weight"])
         yield copied, source.detach().to(device="cpu", dtype=held_type(shared, source, dtype), copy=True).contiguous()

@@ -18,13 +18,12 @@ from schoolhouse.core.errors import DataError
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task, worked_conversation
-from schoolhouse.text.records import Conversation, write_conversations
+from schoolhouse.text.records import CONVERSATIONS, Conversation, write_conversations
 from schoolhouse.text.reply import THINK_OPEN
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
-CONVERSATIONS = "conversations.jsonl"
 _EXAM_SAMPLE = 500  # test questions a level that the finished data are compared with
 
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, TextIO, TypeVar
 
 from schoolhouse.core.errors import DataError
 
+CONVERSATIONS = "conversations.jsonl"  # the file of a stage that makes conversations
 ROLES = ("system", "user", "assistant")
 
 T = TypeVar("T")

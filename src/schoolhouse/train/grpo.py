@@ -251,9 +251,9 @@ class Rehearsal:
             ]
             for _ in examples
         ]
-        self._engine.forget()
         with self._run.meter.phase("rollout"):
             rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
+        self._engine.forget()
         rollouts.save(path)
         (self._folder / f"{step - 50:06d}.json").unlink(missing_ok=True)
         made = sum(len(s.ids) for g in rollouts.groups for s in g.samples)

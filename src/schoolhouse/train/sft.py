@@ -21,12 +21,10 @@ from schoolhouse.model.packed import Packed
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
-from schoolhouse.text.records import read_conversations
+from schoolhouse.text.records import CONVERSATIONS, read_conversations
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
-
-DATA = "conversations.jsonl"
 
 
 class Config(StageConfig):
@@ -77,9 +75,9 @@ def check_mask(rendered: Rendered, where: str) -> None:
 
 def render_all(data: Artifact, chat: ChatFormat, max_tokens: int) -> list[Rendered]:
     """The conversations of an artifact as ids and masks; raises DataError for those that cannot be learnt from."""
-    rows = read_conversations(data.file(DATA))
+    rows = read_conversations(data.file(CONVERSATIONS))
     if rows.bad:
-        raise DataError(f"{data.file(DATA)}: {len(rows.bad)} bad rows, the first: {rows.bad[0]}")
+        raise DataError(f"{data.file(CONVERSATIONS)}: {len(rows.bad)} bad rows, the first: {rows.bad[0]}")
     out = []
     for number, conversation in enumerate(rows.good, start=1):
         rendered = chat.render(conversation)
@@ -91,13 +89,13 @@ def render_all(data: Artifact, chat: ChatFormat, max_tokens: int) -> list[Render
             )
         out.append(rendered)
     if not out:
-        raise DataError(f"{data.file(DATA)} holds no conversation.")
+        raise DataError(f"{data.file(CONVERSATIONS)} holds no conversation.")
     return out
 
 
 def usual_system(data: Artifact) -> str | None:
     """The system message that most conversations open with, or None where most have none."""
-    rows = read_conversations(data.file(DATA)).good
+    rows = read_conversations(data.file(CONVERSATIONS)).good
     first = [row.messages[0] for row in rows if row.messages]
     said = Counter(message.content for message in first if message.role == "system")
     return said.most_common(1)[0][0] if said.total() > len(rows) / 2 else None

@@ -1,0 +1,149 @@
+"""Rounding by what a network really reads: layer after layer, from its inputs over a few texts of the user's own.
+
+Each decoder layer is shown the texts as the layers before it, rounded already, hand them on. Sums over the inputs of
+its linear layers are all that is kept; from them GPTQ or AWQ choose the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from schoolhouse.compress.awq import best_factors, scale_channels, shared_inputs
+from schoolhouse.compress.gptq import gptq
+from schoolhouse.core.errors import Stopped
+from schoolhouse.core.run import Run
+from schoolhouse.model.attention import Causal
+from schoolhouse.model.moe import MixtureOfExperts
+from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, nibbles, quantize_rows
+from schoolhouse.model.transformer import DecoderLayer, Transformer
+
+Method = Literal["gptq", "awq"]
+
+
+@dataclass
+class Seen:
+    """Sums over the inputs x (K,) of a linear layer."""
+
+    products: Tensor  # (K, K) fp32, of x x^T
+    sizes: Tensor  # (K,) fp32, of |x|
+    count: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """x: (..., K)."""
+        rows = x.flatten(0, -2).float()
+        self.products.addmm_(rows.t(), rows)
+        self.sizes += rows.abs().sum(0)
+        self.count += len(rows)
+
+
+@torch.no_grad()
+def quantize_calibrated(
+    model: Transformer, texts: Sequence[Sequence[int]], scheme: Scheme, method: Method, run: Run
+) -> Iterator[tuple[float, float]]:
+    """Put codes in the place of the model's linear layers, chosen by `method` from what they read in `texts`.
+
+    texts: ids of each. Yields, of each layer, the squares of its weights and of what rounding changed; a layer that no
+    text reaches (an expert that nobody asked) is rounded to nearest.
+    """
+    chosen = dict(linears_to_quantize(model, scheme))
+    ids = [torch.tensor([text], device=model.head_weight.device) for text in texts]
+    states = [model.embed(row) for row in ids]  # (1, T, D) each
+    depth = len(model.model.layers)
+    for number, layer in enumerate(model.model.layers):
+        if run.should_stop() == "interrupted":
+            raise Stopped("stopped while quantizing; the same command starts this stage anew")
+        assert isinstance(layer, DecoderLayer)
+        prefix = f"model.layers.{number}."
+        own = {name: linear for name, linear in chosen.items() if name.startswith(prefix)}
+        predicts = number >= model.config.num_hidden_layers  # further tokens: it reads what no plain pass hands it
+        seen = {} if predicts else _watch(model, layer, own, states)
+        if method == "awq" and seen:
+            _even_out(layer, own, seen, scheme)
+            seen = _watch(model, layer, own, states)
+        for name, linear in own.items():
+            codes, scales = _round(linear, seen.get(name), scheme, method)
+            quantized = _layer(linear, codes, scales, scheme)
+            exact = linear.weight.float()
+            change = quantized.dequantized().float() - exact
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, quantized)
+            yield float(exact.square().sum()), float(change.square().sum())
+        if not predicts:
+            states = [_pass(model, layer, x) for x in states]
+        run.log.step(number + 1, depth)
+
+
+def _pass(model: Transformer, layer: DecoderLayer, x: Tensor) -> Tensor:
+    context = Causal(1, x.shape[1], x.device)
+    ropes = model.rotary.tables(context.positions, x.dtype)
+    out: Tensor = layer(x, ropes, context)
+    return out
+
+
+def _watch(
+    model: Transformer, layer: DecoderLayer, own: Mapping[str, nn.Linear], states: Sequence[Tensor]
+) -> dict[str, Seen]:
+    """What the linear layers of one decoder layer read while it is shown these states."""
+    seen: dict[str, Seen] = {}
+    with _watching(layer, own, seen):
+        for x in states:
+            _pass(model, layer, x)
+    return seen
+
+
+@contextmanager
+def _watching(layer: DecoderLayer, own: Mapping[str, nn.Linear], seen: dict[str, Seen]) -> Iterator[None]:
+    def watcher(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def watch(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if name not in seen:
+                blank = torch.zeros(args[0].shape[-1], device=args[0].device)
+                seen[name] = Seen(torch.outer(blank, blank), blank)
+            seen[name].add(args[0])
+
+        return watch
+
+    handles = [linear.register_forward_pre_hook(watcher(name)) for name, linear in own.items()]
+    handles += [m.register_forward_pre_hook(_ask_experts) for m in layer.modules() if isinstance(m, MixtureOfExperts)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ask_experts(moe: MixtureOfExperts, args: tuple[Tensor, ...]) -> None:
+    """Show each expert its own tokens: the grouped product that computes with their weights never calls them."""
+    flat = args[0].flatten(0, -2)
+    chosen = moe.gate(flat).chosen
+    for number, expert in enumerate(moe.experts):
+        mine = (chosen == number).any(dim=-1)
+        if bool(mine.any()):
+            expert(flat[mine])
+
+
+def _even_out(layer: DecoderLayer, own: Mapping[str, nn.Linear], seen: Mapping[str, Seen], scheme: Scheme) -> None:
+    names = {id(linear): name for name, linear in own.items()}
+    for before, after in shared_inputs(layer, list(own.values())):
+        read = seen[names[id(after[0])]]
+        scale_channels(before, after, best_factors(after, read.products, read.sizes / read.count, scheme))
+
+
+def _round(linear: nn.Linear, seen: Seen | None, scheme: Scheme, method: Method) -> tuple[Tensor, Tensor]:
+    if seen is None or method == "awq":
+        return quantize_rows(linear.weight, scheme=scheme)
+    return gptq(linear.weight, seen.products, scheme)
+
+
+def _layer(linear: nn.Linear, codes: Tensor, scales: Tensor, scheme: Scheme) -> QuantLinear:
+    layer = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, scheme)
+    layer.weight = codes.contiguous() if scheme.bits == 8 else nibbles(codes)
+    layer.weight_scale = scales.to(linear.weight.dtype)
+    if linear.bias is not None:
+        layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+    return layer
