@@ -65,11 +65,13 @@ def test_gptq_bears_channels_that_are_never_used_and_refuses_what_is_no_number()
 
 def test_awq_finds_factors_that_lower_the_error_and_never_does_worse_than_none():
     x, layer = inputs(), nn.Linear(64, 48, bias=False).requires_grad_(False)
+    layer.weight.copy_(torch.randn(48, 64, generator=torch.Generator().manual_seed(1)))
+    x[:, :3] *= 30  # a few channels are far louder than the others
     factors = best_factors([layer], x.t() @ x, x.abs().mean(0), INT4)
     scaled = layer.weight * factors
     codes, scales = quantize_rows(scaled, scheme=INT4)
     plain = output_error(x, layer.weight, *quantize_rows(layer.weight, scheme=INT4))
-    assert output_error(x / factors, scaled, codes, scales) < 0.9 * plain
+    assert output_error(x / factors, scaled, codes, scales) < 0.7 * plain
     assert torch.equal(best_factors([layer], torch.eye(64), torch.ones(64), INT4), torch.ones(64))
 
 
