@@ -41,6 +41,8 @@ STAGES: Mapping[str, str] = {
     "train.pretrain": "schoolhouse.train.pretrain",
     "train.sft": "schoolhouse.train.sft",
     "train.grpo": "schoolhouse.train.grpo",
+    "train.distill": "schoolhouse.train.distill",
+    "compress.prune": "schoolhouse.compress.prune",
     "compress.quantize": "schoolhouse.compress.quantize",
     "compress.gguf": "schoolhouse.compress.export",
     "evaluate.exam": "schoolhouse.evaluate.exam",

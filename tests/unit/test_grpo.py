@@ -201,7 +201,7 @@ def test_the_sampled_half_can_be_replayed_without_learning(starter, task, tmp_pa
     source.batch(0), again.batch(0)
     one, two = (Rollouts.load(tmp_path / name / "scratch" / "rollouts" / "000000.json") for name in ("one", "two"))
     assert one.groups == two.groups
-    assert one.groups != source._rollouts(1).groups
+    assert one.groups != source._sampler.rollouts(1, source._plan).groups
 
 
 def test_the_learnt_half_can_be_replayed_without_sampling(starter, task, tmp_path):

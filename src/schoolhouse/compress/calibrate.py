@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 
 from schoolhouse.compress.awq import best_factors, scale_channels, shared_inputs
 from schoolhouse.compress.gptq import gptq
-from schoolhouse.core.errors import Stopped
+from schoolhouse.core.artifact import Artifact
+from schoolhouse.core.errors import DataError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.model.attention import Causal
 from schoolhouse.model.moe import MixtureOfExperts
 from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, nibbles, quantize_rows
 from schoolhouse.model.transformer import DecoderLayer, Transformer
+from schoolhouse.model.weights import load_config
+from schoolhouse.text.chat import ChatFormat
+from schoolhouse.text.records import CONVERSATIONS, read_conversations
 
 Method = Literal["gptq", "awq"]
 
@@ -77,6 +82,21 @@ def quantize_calibrated(
         if not predicts:
             states = [_pass(model, layer, x) for x in states]
         run.log.step(number + 1, depth)
+
+
+def read_texts(data: Artifact, source: Path, most: int) -> list[list[int]]:
+    """Conversations of a stage as the ids that the model in `source` reads, spread over all of them.
+
+    Raises DataError if there is none, or one that is longer than the model's context.
+    """
+    rows, chat = read_conversations(data.file(CONVERSATIONS)).good, ChatFormat.load(source)
+    texts = [list(chat.render(row).ids) for row in rows[:: max(1, len(rows) // most)][:most]]
+    if not texts:
+        raise DataError(f"{data.file(CONVERSATIONS)} holds no conversation to look at.")
+    longest, room = max(map(len, texts)), load_config(source).max_position_embeddings
+    if longest > room:
+        raise DataError(f"A conversation has {longest} tokens, the model's context holds {room}: cut the text.")
+    return texts
 
 
 def _pass(model: Transformer, layer: DecoderLayer, x: Tensor) -> Tensor:

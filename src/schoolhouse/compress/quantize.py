@@ -18,10 +18,10 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from schoolhouse.compress.calibrate import quantize_calibrated
+from schoolhouse.compress.calibrate import quantize_calibrated, read_texts
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
-from schoolhouse.core.errors import DataError, ModelError, RecipeError, Stopped
+from schoolhouse.core.errors import ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.fp8 import dequantize_blocks, quantize_blocks
 from schoolhouse.model.families import from_hf, names_of
@@ -39,8 +39,6 @@ from schoolhouse.model.quantized import (
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import copy_companions, load_model, read_config, save_model, write_tensors
-from schoolhouse.text.chat import ChatFormat
-from schoolhouse.text.records import CONVERSATIONS, read_conversations
 
 USUAL_GROUP = 64  # of 4 bits: divides the widths of small models, too, which 128 often does not
 
@@ -108,7 +106,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         facts = quantize_folder(source, out.path, run, scheme)
     else:
         assert config.data is not None, "check asks for it"
-        texts = _texts(inputs[config.data], ChatFormat.load(source), config.texts)
+        texts = read_texts(inputs[config.data], source, config.texts)
         facts = _calibrated_folder(source, out.path, run, scheme, config.method, texts)
     out.meta |= facts | {"format": config.format, "method": config.method}
     if facts["left"]:
@@ -149,9 +147,6 @@ def _calibrated_folder(
     """The same by what the layers read in these texts; the whole model is in memory."""
     _unquantized(source)
     model = load_model(source, run.runtime.dtype, run.runtime.device)
-    longest, room = max(map(len, texts)), model.config.max_position_embeddings
-    if longest > room:
-        raise DataError(f"A conversation has {longest} tokens, the model's context holds {room}: cut the text.")
     layers = {name for name, _ in linears_to_quantize(model, scheme)}
     left, errors = _left(model, layers, scheme), _Errors()
     run.log.info(f"{method} looks at {sum(map(len, texts)):,} tokens of {len(texts)} conversations")
@@ -178,14 +173,6 @@ def _left(model: Transformer, layers: Collection[str], scheme: Scheme | None) ->
             "Take a smaller group."
         )
     return wanted - len(layers)
-
-
-def _texts(data: Artifact, chat: ChatFormat, most: int) -> list[list[int]]:
-    """Conversations of a stage as ids, spread over all of it."""
-    rows = read_conversations(data.file(CONVERSATIONS)).good
-    if not rows:
-        raise DataError(f"{data.file(CONVERSATIONS)} holds no conversation to look at.")
-    return [chat.render(row).ids for row in rows[:: max(1, len(rows) // most)][:most]]
 
 
 def _facts(source: Path, folder: Path, layers: int, left: int, errors: _Errors) -> dict[str, Any]:

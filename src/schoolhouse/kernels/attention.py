@@ -6,13 +6,12 @@ On a CPU the products of short sequences are faster than torch's flash attention
 
 from __future__ import annotations
 
-from ctypes import c_float, c_long
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from schoolhouse.kernels.native import library, pointer, takes
+from schoolhouse.kernels.native import library, takes
 
 LANES = 16  # numbers that the C++ kernel takes at once
 
@@ -61,10 +60,9 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, lasts: Tensor, s
         return None
     q, out = q.contiguous(), q.new_empty(texts, 1, heads, depth)
     native.attend_one(
-        pointer(q), pointer(k), *map(c_long, k.stride()[:3]), pointer(v), *map(c_long, v.stride()[:3]),
-        pointer(firsts), pointer(lasts), pointer(out),
-        *map(c_long, (texts, k.shape[1], heads // k.shape[1], width, depth)),
-        c_float(scoring.scale), c_float(scoring.cap or 0.0),
+        q.data_ptr(), k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3], firsts.data_ptr(),
+        lasts.data_ptr(), out.data_ptr(), texts, k.shape[1], heads // k.shape[1], width, depth,
+        scoring.scale, scoring.cap or 0.0,
     )  # fmt: skip
     return out
 

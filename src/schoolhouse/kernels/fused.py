@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import c_float, c_long
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from schoolhouse.kernels.native import library, pointer, takes
+from schoolhouse.kernels.native import library, takes
 
 LANES = 16  # numbers that the C++ kernels take at once
 
@@ -48,7 +46,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     x, width = x.contiguous(), x.shape[-1]
     out = torch.empty_like(x)
-    native.rms_norm(pointer(x), pointer(weight), pointer(out), c_long(x.numel() // width), c_long(width), c_float(eps))
+    native.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps)
     return out
 
 
@@ -65,7 +63,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
-    native.gated(pointer(gate), pointer(up), pointer(out), c_long(gate.numel()))
+    native.gated(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel())
     return out
 
 
@@ -79,9 +77,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return turn_plain(x, cos, sin)
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     out = torch.empty_like(x)
-    native.turn(
-        pointer(x), pointer(cos), pointer(sin), pointer(out), c_long(batch * length), c_long(heads), c_long(width)
-    )
+    native.turn(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), batch * length, heads, width)
     return out
 
 

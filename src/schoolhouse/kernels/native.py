@@ -22,6 +22,21 @@ SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
 OFF = "SCHOOLHOUSE_KERNELS"
 """The environment variable that, set to "plain", keeps to plain torch."""
 
+_ARGUMENTS = {
+    "pack_weight": "plllp",
+    "pack_codes": "plllp",
+    "pack_nibbles": "plllp",
+    "linear": "plppllllp",
+    "linear_of_codes": "plpplpllllp",
+    "linear_of_nibbles": "plpplpllllp",
+    "attend_one": "pplllplllppplllllff",
+    "rms_norm": "pppllf",
+    "gated": "pppl",
+    "turn": "pppplll",
+}
+"""What each function takes: pointers (p), whole numbers (l), fractions (f)."""
+
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float}
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 _NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 _LONGEST_S = 300
@@ -45,11 +60,6 @@ def takes(*tensors: Tensor) -> bool:
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """Where a tensor's numbers begin, as the kernels take it."""
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get(OFF) == "plain":
@@ -61,10 +71,19 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)"
     try:
-        return ctypes.CDLL(str(_compiled(compiler))), "C++, avx512_bf16"
+        return _opened(_compiled(compiler)), "C++, avx512_bf16"
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}"
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    """The library, each function told what it takes: numbers pass as they are then, which is faster than wrapping."""
+    opened = ctypes.CDLL(str(path))
+    for name, letters in _ARGUMENTS.items():
+        function = getattr(opened, name)
+        function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+    return opened
 
 
 def _flags_of_processor() -> set[str]:

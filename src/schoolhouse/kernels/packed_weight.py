@@ -6,13 +6,11 @@ product.
 
 from __future__ import annotations
 
-from ctypes import c_long
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from schoolhouse.kernels.native import library, pointer
+from schoolhouse.kernels.native import library
 
 FILL = 32  # columns come in such groups
 
@@ -63,7 +61,7 @@ class PackedCodes:
 
     def product(self, x: Tensor) -> Tensor:
         """x: (..., K) bf16 to (..., N): the sums of x times codes, in fp32, times the scales."""
-        return _product(x, self._product, (self._packed, self._scales), self._columns, c_long(self._group))
+        return _product(x, self._product, (self._packed, self._scales), self._columns, self._group)
 
 
 def _packed(weight: Tensor, function: str, bits: int) -> Tensor:
@@ -71,12 +69,11 @@ def _packed(weight: Tensor, function: str, bits: int) -> Tensor:
     native, (columns, inner) = library(), weight.shape
     assert native is not None, "can_pack says whether there are kernels"
     packed = torch.empty(-(-columns // FILL) * FILL, inner * bits // 8, dtype=torch.int8)
-    sizes = map(c_long, (weight.stride(0), columns, inner))
-    getattr(native, function)(pointer(weight), *sizes, pointer(packed))
+    getattr(native, function)(weight.data_ptr(), weight.stride(0), columns, inner, packed.data_ptr())
     return packed
 
 
-def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int, *group: c_long) -> Tensor:
+def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int, *group: int) -> Tensor:
     native, inner = library(), x.shape[-1]
     assert native is not None, "nothing is packed where there are no kernels"
     rows = x.reshape(-1, inner)
@@ -85,8 +82,8 @@ def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int,
     out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(count * inner, dtype=x.dtype)
     if count:
         getattr(native, function)(
-            pointer(rows), c_long(rows.stride(0)), *map(pointer, packed), *group, pointer(out), c_long(columns),
-            c_long(count), c_long(columns), c_long(inner), pointer(laid),
+            rows.data_ptr(), rows.stride(0), *(part.data_ptr() for part in packed), *group, out.data_ptr(), columns,
+            count, columns, inner, laid.data_ptr(),
         )  # fmt: skip
     return out.view(*x.shape[:-1], columns)
 

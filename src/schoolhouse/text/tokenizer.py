@@ -67,6 +67,11 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return int(self._control.get_vocab_size(with_added_tokens=True))
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every piece with its id, added tokens included."""
+        found: dict[str, int] = self._control.get_vocab(with_added_tokens=True)
+        return found
+
     def id_of(self, token: str) -> int | None:
         """Return the id of a token as the vocabulary spells it, or None."""
         found = self._control.token_to_id(token)

@@ -23,7 +23,6 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
-from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.native import status
@@ -47,10 +46,9 @@ from schoolhouse.train.policy import (
     policy_loss,
 )
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.rollout import Group, Rollouts, roll_out
+from schoolhouse.train.rollout import MOST_SLOTS, Group, Rollouts, Sampler
 
 SAMPLES = "samples.jsonl"
-MOST_SLOTS = 128
 SLOT_SHARE = 0.064  # bytes a reply and parameter: 1.1 GB more than the cold start with 128 replies of 135M, measured
 SHOWN = ("reward", "right", "signal", "length", "entropy", "top", "rollout_tok_s")
 
@@ -210,14 +208,13 @@ class Rehearsal:
         self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
     ) -> None:
         self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
-        self._engine = Engine(model, slots=slots(config))
+        self._sampler = Sampler(model, chat, tasks, slots(config), run)
         self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
-        self._folder = run.scratch / "rollouts"
         self._has_trimmed_samples = False
 
     def batch(self, step: int) -> Batch:
         """Sample, judge, and cut the groups that can teach into parts."""
-        rollouts = self._rollouts(step)
+        rollouts = self._sampler.rollouts(step, self._plan)
         for group in rollouts.groups:
             self.ladders[group.task].record(group.level, [s.parts.get("answer", 0.0) for s in group.samples])
         self._keep_samples(step, rollouts.groups)
@@ -228,7 +225,7 @@ class Rehearsal:
         shares = [lessons[i :: self._config.updates] for i in range(self._config.updates)]
         updates = [self.parts(share) for share in shares if share]
         tokens = sum(len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in lessons)
-        return Batch(updates, tokens, self._figures(rollouts, rewards, int(signal.sum())), SHOWN)
+        return Batch(updates, tokens, self._figures(rollouts, int(signal.sum())), SHOWN)
 
     def _picked(self, rewards: Tensor) -> list[list[int]]:
         """Indices of the replies of each group that are learnt from."""
@@ -236,14 +233,10 @@ class Rehearsal:
         picked: list[list[int]] = most_telling(rewards, keep).tolist()
         return picked
 
-    def _rollouts(self, step: int) -> Rollouts:
-        """From disk where they lie there already, else from the policy."""
-        path = self._folder / f"{step:06d}.json"
-        if path.exists():
-            return Rollouts.load(path)
-        rng = random.Random(f"{self._run.seed}/grpo/{step}")
-        examples = [self._draw(rng) for _ in range(self._config.prompts)]
+    def _plan(self, rng: random.Random) -> tuple[list[Example], list[list[Sampling]]]:
+        """The questions of a step, and how each reply is drawn."""
         config = self._config
+        examples = [self._draw(rng) for _ in range(config.prompts)]
         samplings = [
             [
                 Sampling(config.max_new_tokens, config.temperature, 1.0, self._chat.stop_ids, rng.getrandbits(40))
@@ -251,16 +244,7 @@ class Rehearsal:
             ]
             for _ in examples
         ]
-        with self._run.meter.phase("rollout"):
-            rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
-        self._engine.forget()
-        rollouts.save(path)
-        (self._folder / f"{step - 50:06d}.json").unlink(missing_ok=True)
-        made = sum(len(s.ids) for g in rollouts.groups for s in g.samples)
-        read = sum(len(g.prompt) for g in rollouts.groups)
-        per_token = self._engine.model.config.flops_per_token(0)
-        self._run.meter.add(tokens=made + read, flops=(made + read) * per_token)
-        return rollouts
+        return examples, samplings
 
     def _draw(self, rng: random.Random) -> Example:
         """A training question of a task by its weight, at a level that its ladder draws."""
@@ -282,25 +266,14 @@ class Rehearsal:
         device = self._run.runtime.device
         return [make_part([groups[i] for i in cut], advantages[cut], batch_tokens, replies, device) for cut in cuts]
 
-    def _figures(self, rollouts: Rollouts, rewards: Tensor, signal: int) -> dict[str, Any]:
-        samples = [s for g in rollouts.groups for s in g.samples]
-        count = len(samples)
-        made = sum(len(s.ids) for s in samples)
-        return {
-            "reward": float(rewards.mean()),
-            "accuracy": sum(s.parts.get("answer", 0.0) for s in samples) / count,
-            "format": sum(s.parts.get("format", 0.0) for s in samples) / count,
-            "length": made / count,
-            "truncated": sum(s.finish_reason == "length" for s in samples) / count,
+    def _figures(self, rollouts: Rollouts, signal: int) -> dict[str, Any]:
+        return rollouts.figures() | {
             "signal_groups": signal,
             "groups": len(rollouts.groups),
-            "right": f"{sum(s.parts.get('answer', 0.0) for s in samples) / count:.0%}",
             "signal": f"{signal}/{len(rollouts.groups)}",
             "top": " ".join(f"{name}:{ladder.top}" for name, ladder in self.ladders.items()),
             "level": {name: ladder.top for name, ladder in self.ladders.items()},
             "levels": {name: ladder.rates() for name, ladder in self.ladders.items()},
-            "rollout_s": rollouts.seconds,
-            "rollout_tok_s": made / max(rollouts.seconds, 1e-9),
         }
 
     def _keep_samples(self, step: int, groups: Sequence[Group]) -> None:

@@ -6,16 +6,23 @@ Either half can be replayed alone: with the file of a step there, nothing is sam
 from __future__ import annotations
 
 import json
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from schoolhouse.core.errors import DataError
+from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
+from schoolhouse.model.transformer import Transformer
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
+
+KEPT = 50  # steps whose replies stay on disk
+MOST_SLOTS = 128
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,32 @@ class Rollouts:
     groups: list[Group]
     seconds: float
 
+    @property
+    def samples(self) -> list[Sample]:
+        """All replies."""
+        return [s for g in self.groups for s in g.samples]
+
+    @property
+    def made(self) -> int:
+        """Tokens of all replies."""
+        return sum(len(s.ids) for s in self.samples)
+
+    def figures(self) -> dict[str, Any]:
+        """What the metrics say of them, whatever is learnt."""
+        samples = self.samples
+        count = len(samples)
+        right = sum(s.parts.get("answer", 0.0) for s in samples) / count
+        return {
+            "reward": sum(s.score for s in samples) / count,
+            "accuracy": right,
+            "format": sum(s.parts.get("format", 0.0) for s in samples) / count,
+            "length": self.made / count,
+            "truncated": sum(s.finish_reason == "length" for s in samples) / count,
+            "right": f"{right:.0%}",
+            "rollout_s": self.seconds,
+            "rollout_tok_s": self.made / max(self.seconds, 1e-9),
+        }
+
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +110,31 @@ class Rollouts:
                 f"The rollouts in {path} cannot be read ({error}): delete the file, "
                 "and the same command samples them anew."
             ) from None
+
+
+class Sampler:
+    """Asks a model for the replies of a step, once: a resumed run learns from the same ones."""
+
+    def __init__(self, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], slots: int, run: Run) -> None:
+        self._engine, self._chat, self._tasks, self._run = Engine(model, slots), chat, tasks, run
+        self._folder = run.scratch / "rollouts"
+
+    def rollouts(
+        self, step: int, plan: Callable[[random.Random], tuple[list[Example], list[list[Sampling]]]]
+    ) -> Rollouts:
+        """From disk where they lie there already, else from the model, for what `plan` draws."""
+        path = self._folder / f"{step:06d}.json"
+        if path.exists():
+            return Rollouts.load(path)
+        examples, samplings = plan(random.Random(f"{self._run.seed}/grpo/{step}"))
+        with self._run.meter.phase("rollout"):
+            rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
+        self._engine.forget()
+        rollouts.save(path)
+        (self._folder / f"{step - KEPT:06d}.json").unlink(missing_ok=True)
+        tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
+        self._run.meter.add(tokens=tokens, flops=tokens * self._engine.model.config.flops_per_token(0))
+        return rollouts
 
 
 def roll_out(

@@ -1,0 +1,102 @@
+"""What the parts of a network do on a few texts: how far a layer moves the stream, how much each channel carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from schoolhouse.model.attention import Causal
+from schoolhouse.model.moe import MixtureOfExperts, Routing
+from schoolhouse.model.transformer import DecoderLayer, Transformer
+
+
+@dataclass
+class Observed:
+    """Sums over the tokens of the texts."""
+
+    tokens: int = 0
+    nats: float = 0.0  # of all next tokens
+    influence: dict[int, float] = field(default_factory=dict)  # of each layer, 1 - cos(what goes in, what comes out)
+    energy: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # of what a linear layer or norm hands on or reads, (width,)
+    gates: dict[int, Tensor] = field(default_factory=dict)  # of each layer, the shares that each expert got, (E,)
+
+    @property
+    def nats_per_token(self) -> float:
+        """How surprised the network is by the texts."""
+        return self.nats / max(1, self.tokens)
+
+
+@torch.no_grad()
+def observe(model: Transformer, texts: Sequence[Sequence[int]]) -> Observed:
+    """Show the texts, each ids of at least two tokens, to the network and write down what its parts do."""
+    seen = Observed()
+    with _listening(model, seen):
+        for text in texts:
+            ids = torch.tensor([text], device=model.head_weight.device)
+            hidden = model.hidden(ids, Causal(1, len(text), ids.device))[0]
+            logprobs, _ = model.logprobs(hidden[:-1], ids[0, 1:])
+            seen.nats -= float(logprobs.sum())
+            seen.tokens += len(text) - 1
+    return seen
+
+
+@contextmanager
+def _listening(model: Transformer, seen: Observed) -> Iterator[None]:
+    handles = []
+    for number, layer in enumerate(model.model.layers[: model.config.num_hidden_layers]):
+        assert isinstance(layer, DecoderLayer)
+        handles.append(layer.register_forward_hook(_influence(seen, number)))
+        for name, module in layer.named_modules():
+            own = f"model.layers.{number}.{name}"
+            if name.endswith(("o_proj", "mlp.down_proj")):
+                handles.append(module.register_forward_pre_hook(_energy_in(seen, own)))
+            elif name in ("input_layernorm", "post_attention_layernorm"):
+                handles.append(module.register_forward_hook(_energy_out(seen, own)))
+            elif isinstance(module, MixtureOfExperts):
+                handles.append(module.gate.register_forward_hook(_gates(seen, number, len(module.experts))))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+Hook = Callable[..., None]
+
+
+def _influence(seen: Observed, number: int) -> Hook:
+    def hook(_layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        moved = 1 - F.cosine_similarity(args[0].float(), out.float(), dim=-1)
+        seen.influence[number] = seen.influence.get(number, 0.0) + float(moved.sum())
+
+    return hook
+
+
+def _add(seen: Observed, name: str, x: Tensor) -> None:
+    energy = x.flatten(0, -2).float().square().sum(0)
+    seen.energy[name] = seen.energy[name] + energy if name in seen.energy else energy
+
+
+def _energy_in(seen: Observed, name: str) -> Hook:
+    return lambda _module, args: _add(seen, name, args[0])
+
+
+def _energy_out(seen: Observed, name: str) -> Hook:
+    return lambda _module, _args, out: _add(seen, name, out)
+
+
+def _gates(seen: Observed, number: int, experts: int) -> Hook:
+    def hook(_gate: nn.Module, _args: tuple[Any, ...], routing: Routing) -> None:
+        mass = torch.zeros(experts, device=routing.shares.device)
+        mass.index_add_(0, routing.chosen.flatten(), routing.shares.flatten().float())
+        seen.gates[number] = seen.gates.get(number, 0) + mass
+
+    return hook

@@ -1,0 +1,196 @@
+"""The stage `train.distill`: an apprentice learns what a master would say next, at every token of a reply.
+
+Who writes the replies decides what is learnt. The master's own show the apprentice what it could not say yet; its own
+show the master's view of where it really goes wrong, and are the better school once they make sense.
+Sources: arXiv 2306.13649 (replies of the learner), arXiv 2306.08543 (reverse divergence).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import Duration, Ref, StageConfig
+from schoolhouse.core.errors import RecipeError
+from schoolhouse.core.run import Run
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.kernels.divergence import Divergence, token_divergence
+from schoolhouse.kernels.native import status
+from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.weights import load_model
+from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
+from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
+from schoolhouse.tasks.task import Example, Task
+from schoolhouse.text.chat import ChatFormat
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
+from schoolhouse.train.grpo import SLOT_SHARE, Part, make_part
+from schoolhouse.train.optimizer import Kind, Optimizer
+from schoolhouse.train.result import keep_model, training_bytes
+from schoolhouse.train.rollout import MOST_SLOTS, Rollouts, Sampler
+
+SHOWN = ("right", "length", "truncated", "rollout_tok_s")
+
+
+class Config(StageConfig):
+    """What `train.distill` reads: an apprentice, its master, and tasks whose questions are asked."""
+
+    model: Ref
+    master: Ref
+    tasks: list[TaskSpec] = Field(min_length=1)
+    speaker: Literal["apprentice", "master"] = "apprentice"  # who writes the replies
+    divergence: Divergence = "reverse"  # `reverse` seeks what the master holds likely, `forward` all of it, `jsd` both
+    steps: int = Field(default=1000, ge=1)  # at most; the stage's time ends it sooner
+    prompts: int = Field(default=64, ge=1)  # questions a step
+    group: int = Field(default=1, ge=1)  # replies to a question
+    weights: list[float] | None = None  # share of the questions that each task gets; equal without it
+    lr: float = Field(default=5e-5, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    hold: float = Field(default=0.5, ge=0, lt=1)
+    floor: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    optimizer: Kind = "adamw"
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=112, ge=8)
+    part_tokens: int = Field(default=1024, ge=64)  # computed at once; sets the memory of the activations
+    save_every: Duration = SAVE_EVERY_S
+
+
+def check(config: Config) -> None:
+    """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
+    load_tasks(config.tasks)
+    if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
+        raise RecipeError(
+            f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
+        )
+
+
+def fingerprint(config: Config) -> str:
+    """Hash of the question files: edited questions are another run."""
+    return tasks_fingerprint(config.tasks)
+
+
+def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
+    """Bytes that the stage takes at most, estimated: the apprentice's training, the master, the replies of either."""
+    own = inputs_meta.get(config.model, {}).get("num_params", 0)
+    master = inputs_meta.get(config.master, {}).get("num_params", 0)
+    speaks = master if config.speaker == "master" else own
+    return training_bytes(own, config.part_tokens) + 2 * master + int((2 + SLOT_SHARE * slots(config)) * speaks)
+
+
+def slots(config: Config) -> int:
+    """Replies that are sampled at once."""
+    return min(MOST_SLOTS, config.prompts * config.group)
+
+
+class Lessons:
+    """The source of batches: questions of all levels, and replies to them."""
+
+    def __init__(
+        self, config: Config, speaker: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
+    ) -> None:
+        self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
+        self._sampler = Sampler(speaker, chat, tasks, slots(config), run)
+        self._levels = {name: [x for x in t.levels if t.examples("train", x, 1, 0)] for name, t in tasks.items()}
+
+    def batch(self, step: int) -> Batch:
+        """Sample and cut into parts."""
+        rollouts = self._sampler.rollouts(step, self._plan)
+        tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
+        return Batch([self._parts(rollouts)], tokens, rollouts.figures(), SHOWN)
+
+    def _plan(self, rng: random.Random) -> tuple[list[Example], list[list[Sampling]]]:
+        config = self._config
+        examples = [self._draw(rng) for _ in range(config.prompts)]
+        samplings = [
+            [
+                Sampling(config.max_new_tokens, config.temperature, 1.0, self._chat.stop_ids, rng.getrandbits(40))
+                for _ in range(config.group)
+            ]
+            for _ in examples
+        ]
+        return examples, samplings
+
+    def _draw(self, rng: random.Random) -> Example:
+        names = list(self._tasks)
+        name = rng.choices(names, self._config.weights or [1.0] * len(names))[0]
+        return self._tasks[name].examples("train", rng.choice(self._levels[name]), 1, rng.getrandbits(32))[0]
+
+    def _parts(self, rollouts: Rollouts) -> Sequence[Part]:
+        groups = rollouts.groups
+        sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
+        cuts, device = even_cuts(sizes, self._config.part_tokens), self._run.runtime.device
+        replies = len(rollouts.samples)
+        unused = torch.zeros(1, self._config.group)  # advantages: nobody is rewarded here
+        return [
+            make_part([groups[i] for i in cut], unused.expand(len(cut), -1), rollouts.made, replies, device)
+            for cut in cuts
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the step says it all."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to go back to."""
+
+
+class MasterObjective:
+    """The mean divergence from the master over the replies' tokens."""
+
+    def __init__(self, master: Transformer, kind: Divergence) -> None:
+        self._master, self._kind = master, kind
+
+    def __call__(self, model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
+        """See `fit.Objective`."""
+        with torch.no_grad():
+            theirs = self._master.hidden(part.ids, part.context)[0][part.sources]  # (M, D of the master)
+        own = model.hidden(part.ids, part.context)[0][part.sources]  # (M, D)
+        head_bias = model.lm_head.bias if model.config.head_bias else None
+        losses = token_divergence(
+            own, model.head_weight, head_bias, model.config.final_logit_softcapping,
+            lambda rows: self._master.head(theirs[rows]), self._kind,
+        )  # fmt: skip
+        return losses.sum() / part.batch_tokens, {}
+
+
+def same_ids(model: Path, master: Path) -> None:
+    """Raise RecipeError unless both tokenizers give every piece the same id."""
+    ours, theirs = (ChatFormat.load(folder).tokenizer.vocabulary() for folder in (model, master))
+    if ours != theirs:
+        other = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda pair: pair[1])
+        raise RecipeError(
+            f"master and apprentice have different vocabularies ({len(theirs)} and {len(ours)} pieces, the first "
+            f"difference is {other[0][0]!r} = {other[0][1]}): an id would mean another word to each. Take an "
+            "apprentice of the master's family, or let it learn from the master's replies by train.sft."
+        )
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Teach `model` to say what `master` would, until the steps or the stage's time are spent."""
+    source, above = inputs[config.model].path, inputs[config.master].path
+    same_ids(source, above)
+    chat = ChatFormat.load(source)
+    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    for complaint in complaints(list(tasks.values())):
+        run.log.warn(complaint)
+    model = load_model(source, run.runtime.dtype, run.runtime.device)
+    master = load_model(above, run.runtime.dtype, run.runtime.device).requires_grad_(False)
+    if model.config.vocab_size != master.config.vocab_size:
+        raise RecipeError(
+            f"The master's head has {master.config.vocab_size} rows, the apprentice's {model.config.vocab_size}, for "
+            "the same vocabulary: take two checkpoints that are filled up alike."
+        )
+    sizes = f"{model.config.num_params():,} parameters learn from {master.config.num_params():,}"
+    run.log.info(f"{sizes}; kernels for replies: {status()}")
+    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    lessons = Lessons(config, master if config.speaker == "master" else model, chat, tasks, run)
+    course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
+    steps = fit(model, lessons, MasterObjective(master, config.divergence), optimizer, course, run)
+    keep_model(model, source, steps, run, out)

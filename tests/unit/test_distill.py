@@ -1,0 +1,138 @@
+"""Distillation from end to end on tiny pupils: the apprentice comes to say what its master says."""
+
+import json
+
+import pytest
+import torch
+
+from school import (
+    artifact,
+    conversation,
+    draft,
+    fp32_run,
+    metrics,
+    write_bytes,
+    write_data,
+    write_pupil,
+)
+from schoolhouse.core.errors import RecipeError, Stopped
+from schoolhouse.kernels.divergence import divergence_plain
+from schoolhouse.model.weights import load_model
+from schoolhouse.tasks.load import load_tasks
+from schoolhouse.tasks.task import SYSTEM_THINKING
+from schoolhouse.text.chat import ChatFormat
+from schoolhouse.train import distill, sft
+
+QUESTIONS = [f"Which box is {name}?" for name in ("first", "last", "left", "right", "top", "old", "new", "big")]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    path = tmp_path_factory.mktemp("task") / "colours.jsonl"
+    rows = [{"question": q, "answer": "blue", "split": "train" if i else "test"} for i, q in enumerate(QUESTIONS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"task": str(path), "verifier": "exact"}
+
+
+def taught(folder, colours, **changes):
+    """A pupil that answers with one of these, one as likely as the other."""
+    base = artifact(write_bytes(write_pupil(folder / "base", **changes)))
+    rows = write_data(folder / "rows", [conversation(q, c, SYSTEM_THINKING) for q in QUESTIONS for c in colours])
+    config = sft.Config(model="base", data="rows", epochs=120, batch=8, lr=1e-2)
+    out = draft(folder / "out")
+    sft.run(config, {"base": base, "rows": rows}, fp32_run(folder), out)
+    return artifact(out.path)
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    """It says blue."""
+    return taught(tmp_path_factory.mktemp("master"), ["blue", "blue"])
+
+
+@pytest.fixture(scope="module")
+def apprentice(tmp_path_factory):
+    """A narrower one that knows the form of a reply, and says red as often as blue."""
+    return taught(tmp_path_factory.mktemp("apprentice"), ["red", "blue"], intermediate_size=32)
+
+
+def settings(task, **changes):
+    plain = {
+        "model": "own", "master": "master", "tasks": [task], "steps": 40, "prompts": 8, "lr": 2e-3,
+        "max_new_tokens": 70, "part_tokens": 512,
+    }  # fmt: skip
+    return distill.Config(**plain | changes)
+
+
+def learn(own, master, task, folder, run=None, **changes):
+    out = draft(folder / "out")
+    distill.run(settings(task, **changes), {"own": own, "master": master}, run or fp32_run(folder), out)
+    return out
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "forward", "jsd"])
+def test_from_the_masters_replies_the_apprentice_learns_its_answer(apprentice, master, task, tmp_path, divergence):
+    out = learn(apprentice, master, task, tmp_path, speaker="master", divergence=divergence)
+    rows = metrics(out.path)
+    assert rows[0]["accuracy"] > 0.9  # it is the master who speaks
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+    assert load_model(out.path).config.intermediate_size == 32
+
+
+def test_from_its_own_replies_it_comes_to_say_what_the_master_says(apprentice, master, task, tmp_path):
+    out = learn(apprentice, master, task, tmp_path, steps=60)
+    rows = metrics(out.path)
+    assert rows[0]["accuracy"] < 0.8
+    assert sum(row["accuracy"] for row in rows[-5:]) / 5 > 0.8
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+
+
+def test_the_loss_is_the_mean_divergence_over_the_replies_tokens(apprentice, master, task, tmp_path):
+    own, above, chat = load_model(apprentice.path), load_model(master.path), ChatFormat.load(apprentice.path)
+    config = settings(task, part_tokens=200)
+    tasks = {t.name: t for t in load_tasks(config.tasks)}
+    lessons = distill.Lessons(config, own, chat, tasks, fp32_run(tmp_path))
+    (parts,) = lessons.batch(0).updates
+    assert len(parts) > 1
+    objective = distill.MasterObjective(above, "reverse")
+    got = sum(float(objective(own, part)[0].detach()) for part in parts)
+    total, count = 0.0, 0
+    for group in lessons._sampler.rollouts(0, lessons._plan).groups:
+        for sample in group.samples:
+            text = torch.tensor([group.prompt + sample.ids])
+            with torch.inference_mode():
+                both = [m(text).logits[0, len(group.prompt) - 1 : -1] for m in (own, above)]
+            total += float(divergence_plain(*both, "reverse").sum())
+            count += len(sample.ids)
+    assert got == pytest.approx(total / count, rel=1e-4)
+
+
+def test_interrupted_it_goes_on_to_the_same_bits(apprentice, master, task, tmp_path):
+    whole = learn(apprentice, master, task, tmp_path / "whole", steps=4)
+    run = fp32_run(tmp_path / "cut")
+    say = run.log.step
+
+    def press(done, total=None, **figures):
+        say(done, total, **figures)
+        if done == 2:
+            run.interrupted.set()
+
+    run.log.step = press
+    with pytest.raises(Stopped, match="after step 2"):
+        learn(apprentice, master, task, tmp_path / "cut", run, steps=4)
+    out = learn(apprentice, master, task, tmp_path / "cut", steps=4)
+    assert (out.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+
+
+def test_other_ids_are_refused_and_never_learnt(apprentice, task, tmp_path):
+    other = artifact(write_pupil(tmp_path / "other"))  # whole words, not bytes
+    with pytest.raises(RecipeError, match="different vocabularies"):
+        learn(apprentice, other, task, tmp_path)
+    longer = artifact(write_bytes(write_pupil(tmp_path / "longer", vocab_size=520)))
+    with pytest.raises(RecipeError, match="head has 520 rows"):
+        learn(apprentice, longer, task, tmp_path)
+
+
+def test_numbers_that_do_not_fit_are_found_before_the_start(task):
+    with pytest.raises(RecipeError, match="one number above 0 for each of the 1 tasks"):
+        distill.check(settings(task, weights=[1.0, 2.0]))
