@@ -24,7 +24,6 @@ from schoolhouse.model.families import names_of
 from schoolhouse.model.transformer import Transformer
 
 FEW_ROWS = 8  # up to here torch's int8 product is faster than its bf16 one, beyond it slower (bench/int8.py)
-FEWEST_ROWS = 2  # up to here it is faster than the C++ one
 KEEP_AFTER = 3  # calls with many rows in a row after which the bf16 copy is kept: a batch is running, not one prompt
 _FLIP = -0x7F7F7F80  # 0x80808080 as a signed int32: adds 128 to each of the four bytes
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a scale of 4 bits: cutting the largest may spare the others
@@ -190,26 +189,25 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., K) to (..., N) of the same dtype. Raises ModelError if gradients are asked for.
 
-        One or two rows are multiplied by torch with int8 weights as they are, which reads half of the bytes. More rows
-        are bound by arithmetic, where plain torch has nothing faster than bf16 that keeps 16-bit activations.
+        Without kernels a few rows are multiplied by torch with int8 weights as they are, which reads half of the bytes.
+        More rows are bound by arithmetic, where torch has nothing faster than bf16 that keeps 16-bit activations.
         """
         if torch.is_grad_enabled() and x.requires_grad:
             raise ModelError(
                 f"int{self.scheme.bits} weights cannot be trained: train the checkpoint that they were made from and "
                 "quantize again, or run this model under torch.inference_mode()."
             )
-        rows = x.reshape(-1, self.in_features)  # (M, K)
         is_bf16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        can_pack = is_bf16_on_cpu and can_pack_codes(self.weight)
-        by_row = is_bf16_on_cpu and self.scheme == INT8
-        if by_row and len(rows) <= (FEWEST_ROWS if can_pack else FEW_ROWS):
+        if is_bf16_on_cpu and self._packed is None and can_pack_codes(self.weight):
+            self._packed = PackedCodes(self.codes(), self.weight_scale, self.scheme.bits)
+        if is_bf16_on_cpu and self._packed is not None:
+            product = self._packed.product(x)
+            return product if self.bias is None else product.add_(self.bias)
+        rows = x.reshape(-1, self.in_features)  # (M, K)
+        if is_bf16_on_cpu and len(rows) <= FEW_ROWS and self.scheme == INT8:
             self._large_calls, self._copy = 0, None
             out = torch._weight_int8pack_mm(rows, self.weight, self.weight_scale[:, 0])  # (M, N)
             out = out if self.bias is None else out + self.bias
-        elif can_pack:
-            self._packed = self._packed or PackedCodes(self.codes(), self.weight_scale, self.scheme.bits)
-            out = self._packed.product(rows)
-            out = out if self.bias is None else out.add_(self.bias)
         else:
             out = self._by_copy(rows, may_prepack=is_bf16_on_cpu and torch.backends.mkldnn.is_available())
         return out.view(*x.shape[:-1], self.out_features)

@@ -1,8 +1,8 @@
 // Attention of one new token in each running text, over keys and values in bf16 where the cache holds them.
 //
 // A text reads its own tokens and no more, once: the query heads that share a key head take turns on a block that is in
-// the first cache. What comes next is asked for early: a text's values while its keys are read, the next one's keys while
-// its values are. Sums and the softmax are in fp32.
+// the first cache. What comes next is asked for early: a text's values while its keys are read, the next one's keys
+// while its values are. Sums and the softmax are in fp32.
 
 #include <immintrin.h>
 #include <math.h>
@@ -149,8 +149,8 @@ WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long wi
 
 extern "C" {
 
-// q (texts, kv_heads * share, width) to out (texts, kv_heads * share, depth). Keys lie at key + text * text_stride + head *
-// head_stride + token * key_row, values likewise; widths are multiples of 16. A text sees tokens from `first` to before
+// q (texts, kv_heads * share, width) to out (texts, kv_heads * share, depth). Keys lie at key + text * key_text + head *
+// key_head + token * key_row, values likewise; widths are multiples of 16. A text sees tokens from `first` to before
 // `last`, of each text its own. cap: 0 for none.
 WITH_BF16 void attend_one(const bf16* q, const bf16* key, long key_text, long key_head, long key_row, const bf16* value,
                           long value_text, long value_head, long value_row, const int64_t* firsts, const int64_t* lasts,
