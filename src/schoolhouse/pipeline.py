@@ -31,6 +31,7 @@ from schoolhouse.core.log import Log, clock
 from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.core.meter import Meter
 from schoolhouse.core.run import Run, stop_on_signals
+from schoolhouse.get.lineage import inherit
 
 STAGES: Mapping[str, str] = {
     "get": "schoolhouse.get.hub",
@@ -261,6 +262,7 @@ def _make(job: _Job, stage: PlannedStage, scratch: Path) -> Artifact:
         finally:
             meter.save()
         _describe(job, stage, run, draft)
+        inherit(inputs, draft, stage.kind, f"{recipe.name}: {stage.name}")
     if "runtime" in vars(run):
         from schoolhouse.core.runtime import release_memory
 

@@ -22,7 +22,7 @@ from schoolhouse.core.errors import DataError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.model.attention import Causal
 from schoolhouse.model.moe import MixtureOfExperts
-from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, nibbles, quantize_rows
+from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, quantize_rows
 from schoolhouse.model.transformer import DecoderLayer, Transformer
 from schoolhouse.model.weights import load_config
 from schoolhouse.text.chat import ChatFormat
@@ -73,7 +73,7 @@ def quantize_calibrated(
             seen = _watch(model, layer, own, states)
         for name, linear in own.items():
             codes, scales = _round(linear, seen.get(name), scheme, method)
-            quantized = _layer(linear, codes, scales, scheme)
+            quantized = QuantLinear.from_codes(linear, codes, scales, scheme)
             exact = linear.weight.float()
             change = quantized.dequantized().float() - exact
             parent, _, last = name.rpartition(".")
@@ -158,12 +158,3 @@ def _round(linear: nn.Linear, seen: Seen | None, scheme: Scheme, method: Method)
     if seen is None or method == "awq":
         return quantize_rows(linear.weight, scheme=scheme)
     return gptq(linear.weight, seen.products, scheme)
-
-
-def _layer(linear: nn.Linear, codes: Tensor, scales: Tensor, scheme: Scheme) -> QuantLinear:
-    layer = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, scheme)
-    layer.weight = codes.contiguous() if scheme.bits == 8 else nibbles(codes)
-    layer.weight_scale = scales.to(linear.weight.dtype)
-    if linear.bias is not None:
-        layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-    return layer

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from schoolhouse import __version__
 from schoolhouse.get.audit import Audit
+from schoolhouse.get.lineage import card_header
 from schoolhouse.model.config import ModelConfig
 
 
@@ -22,17 +23,7 @@ class Origin:
 def model_card(origin: Origin, conversion: str, audit: Audit, config: ModelConfig) -> str:
     """The card's text, with the header that the Hugging Face hub reads; every source file is named by its SHA-256."""
     licence = audit.licence
-    named = [f"license: {licence.id.lower()}"]
-    if licence.id.startswith("LicenseRef-") or " " in licence.id:
-        named = ["license: other", f"license_name: {licence.id}"]
-    header = [
-        "---",
-        *named,
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [schoolhouse]",
-        "---",
-    ]
+    header = card_header(licence.id)
     package = [f"- Out of `{origin.package}`: SHA-256 `{origin.package_sha256}`"] if origin.package else []
     restriction = f" Restricted: {licence.restriction}." if licence.restriction else ""
     body = [

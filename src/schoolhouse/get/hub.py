@@ -23,6 +23,7 @@ from schoolhouse.get.audit import Audit, audit, audit_gguf, sha256
 from schoolhouse.get.card import Origin, model_card
 from schoolhouse.get.fetch import ARCHIVES, check_hash, fetch_member, join_parts, unpack
 from schoolhouse.get.licences import decide, recognise
+from schoolhouse.get.lineage import terms_of
 from schoolhouse.get.snapshot import fetch_snapshot, hub_name, look_up
 from schoolhouse.get.sources import KNOWN_SOURCES
 from schoolhouse.model.families import to_hf
@@ -43,7 +44,6 @@ from schoolhouse.model.wrapped import unwrapped_name
 from schoolhouse.text.gguf_vocab import from_gguf
 from schoolhouse.text.tokenizer import Tokenizer
 
-_TERMS = ("LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*", "README.md")
 _SOURCE_CARD = "SOURCE_README.md"
 _TORCH_BYTES = 450 * 2**20  # measured with SmolLM2: 0.68 GiB at its height, 0.25 of them weights
 _MOST_GROWTH = 4  # from four bits a weight to sixteen
@@ -216,7 +216,7 @@ def _convert_folder(source: Path, target: Path) -> tuple[str, list[str]]:
 
 def _copy_terms(source: Path, target: Path) -> set[str]:
     """Take over the licence's text and notices, which most licences ask for, and the source's own card beside ours."""
-    names = {path.name for pattern in _TERMS for path in source.glob(pattern) if path.is_file()}
+    names = {*terms_of(source), *(["README.md"] if (source / "README.md").is_file() else [])}
     for name in names:
         shutil.copyfile(source / name, target / _SOURCE_CARD if name == "README.md" else target / name)
     return names

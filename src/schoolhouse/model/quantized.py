@@ -170,10 +170,15 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, scheme: Scheme = INT8) -> QuantLinear:
-        """Quantize a layer; scales keep the layer's number type. Raises ModelError for weights that are not finite."""
+        """Round a layer to nearest; scales keep its number type. Raises ModelError for weights that are not finite."""
+        return cls.from_codes(linear, *quantize_rows(linear.weight, linear.weight.dtype, scheme), scheme)
+
+    @classmethod
+    def from_codes(cls, linear: nn.Linear, codes: Tensor, scales: Tensor, scheme: Scheme) -> QuantLinear:
+        """What takes the place of a layer whose weights became codes (N, K) int8 with scales (N, G)."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
-        codes, layer.weight_scale = quantize_rows(linear.weight, linear.weight.dtype, scheme)
-        layer.weight = codes if scheme.bits == 8 else nibbles(codes)
+        layer.weight = codes.contiguous() if scheme.bits == 8 else nibbles(codes)
+        layer.weight_scale = scales.to(linear.weight.dtype)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return layer
