@@ -15,8 +15,9 @@ settings.load_profile("house")
 
 
 @pytest.fixture
-def kernels_anew():
-    """Forget which kernels were loaded, before and after."""
+def kernels_anew(monkeypatch):
+    """Forget which kernels were loaded, before and after, and what the environment asks for."""
+    monkeypatch.delenv("SCHOOLHOUSE_KERNELS", raising=False)
     from schoolhouse.kernels import native  # here, so that tests which need no torch do not wait for it
 
     native.library.cache_clear()
