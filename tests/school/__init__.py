@@ -97,3 +97,14 @@ def write_data(folder: Path, conversations: list[Conversation]) -> Artifact:
 def metrics(folder: Path) -> list[dict]:
     """The lines of a metrics file."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+QUESTIONS = [f"Which box is {name}?" for name in ("first", "last", "left", "right", "top", "old", "new", "big")]
+
+
+def write_colours(folder: Path) -> dict[str, str]:
+    """A task of questions whose answer is always blue: easy to learn once blue is tried."""
+    rows = [{"question": q, "answer": "blue", "split": "train" if i else "test"} for i, q in enumerate(QUESTIONS)]
+    path = folder / "colours.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"task": str(path), "verifier": "exact"}

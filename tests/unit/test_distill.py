@@ -1,17 +1,17 @@
 """Distillation from end to end on tiny pupils: the apprentice comes to say what its master says."""
 
-import json
-
 import pytest
 import torch
 
 from school import (
+    QUESTIONS,
     artifact,
     conversation,
     draft,
     fp32_run,
     metrics,
     write_bytes,
+    write_colours,
     write_data,
     write_pupil,
 )
@@ -23,15 +23,10 @@ from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train import distill, sft
 
-QUESTIONS = [f"Which box is {name}?" for name in ("first", "last", "left", "right", "top", "old", "new", "big")]
-
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    path = tmp_path_factory.mktemp("task") / "colours.jsonl"
-    rows = [{"question": q, "answer": "blue", "split": "train" if i else "test"} for i, q in enumerate(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"task": str(path), "verifier": "exact"}
+    return write_colours(tmp_path_factory.mktemp("task"))
 
 
 def taught(folder, colours, **changes):
@@ -97,7 +92,7 @@ def test_the_loss_is_the_mean_divergence_over_the_replies_tokens(apprentice, mas
     objective = distill.MasterObjective(above, "reverse")
     got = sum(float(objective(own, part)[0].detach()) for part in parts)
     total, count = 0.0, 0
-    for group in lessons._sampler.rollouts(0, lessons._plan).groups:
+    for group in lessons._sampler.rollouts(0, lessons._level).groups:
         for sample in group.samples:
             text = torch.tensor([group.prompt + sample.ids])
             with torch.inference_mode():

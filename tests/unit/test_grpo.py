@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from school import (
     LIVELY,
+    QUESTIONS,
     artifact,
     conversation,
     draft,
@@ -17,6 +18,7 @@ from school import (
     metrics,
     network,
     write_bytes,
+    write_colours,
     write_data,
     write_pupil,
 )
@@ -33,16 +35,10 @@ from schoolhouse.train.fit import even_cuts
 from schoolhouse.train.policy import group_advantages
 from schoolhouse.train.rollout import Group, Rollouts, Sample
 
-QUESTIONS = [f"Which box is {name}?" for name in ("first", "last", "left", "right", "top", "old", "new", "big")]
-
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """Questions whose answer is always blue: easy to learn once blue is tried."""
-    path = tmp_path_factory.mktemp("task") / "colours.jsonl"
-    rows = [{"question": q, "answer": "blue", "split": "train" if i else "test"} for i, q in enumerate(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"task": str(path), "verifier": "exact"}
+    return write_colours(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +197,7 @@ def test_the_sampled_half_can_be_replayed_without_learning(starter, task, tmp_pa
     source.batch(0), again.batch(0)
     one, two = (Rollouts.load(tmp_path / name / "scratch" / "rollouts" / "000000.json") for name in ("one", "two"))
     assert one.groups == two.groups
-    assert one.groups != source._sampler.rollouts(1, source._plan).groups
+    assert one.groups != source._sampler.rollouts(1, source._level).groups
 
 
 def test_the_learnt_half_can_be_replayed_without_sampling(starter, task, tmp_path):

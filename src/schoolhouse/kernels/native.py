@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
+SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
 OFF = "SCHOOLHOUSE_KERNELS"
 """The environment variable that, set to "plain", keeps to plain torch."""
 
@@ -104,7 +104,7 @@ def _compiled(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / made.name
-            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(fresh)]
+            command = [compiler, *_FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), "-o", str(fresh)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST_S)
             fresh.replace(made)
     return made

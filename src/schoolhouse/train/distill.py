@@ -20,20 +20,19 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
-from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.divergence import Divergence, token_divergence
 from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
-from schoolhouse.tasks.task import Example, Task
+from schoolhouse.tasks.task import Task
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.grpo import SLOT_SHARE, Part, make_part
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.rollout import MOST_SLOTS, Rollouts, Sampler
+from schoolhouse.train.rollout import Rollouts, Sampler, check_asking, slots
 
 SHOWN = ("right", "length", "truncated", "rollout_tok_s")
 
@@ -64,11 +63,7 @@ class Config(StageConfig):
 
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
-    load_tasks(config.tasks)
-    if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
-        raise RecipeError(
-            f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
-        )
+    check_asking(config)
 
 
 def fingerprint(config: Config) -> str:
@@ -84,43 +79,24 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -
     return training_bytes(own, config.part_tokens) + 2 * master + int((2 + SLOT_SHARE * slots(config)) * speaks)
 
 
-def slots(config: Config) -> int:
-    """Replies that are sampled at once."""
-    return min(MOST_SLOTS, config.prompts * config.group)
-
-
 class Lessons:
     """The source of batches: questions of all levels, and replies to them."""
 
     def __init__(
         self, config: Config, speaker: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
     ) -> None:
-        self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
-        self._sampler = Sampler(speaker, chat, tasks, slots(config), run)
+        self._config, self._run = config, run
+        self._sampler = Sampler(config, speaker, chat, tasks, run)
         self._levels = {name: [x for x in t.levels if t.examples("train", x, 1, 0)] for name, t in tasks.items()}
 
     def batch(self, step: int) -> Batch:
         """Sample and cut into parts."""
-        rollouts = self._sampler.rollouts(step, self._plan)
+        rollouts = self._sampler.rollouts(step, self._level)
         tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
         return Batch([self._parts(rollouts)], tokens, rollouts.figures(), SHOWN)
 
-    def _plan(self, rng: random.Random) -> tuple[list[Example], list[list[Sampling]]]:
-        config = self._config
-        examples = [self._draw(rng) for _ in range(config.prompts)]
-        samplings = [
-            [
-                Sampling(config.max_new_tokens, config.temperature, 1.0, self._chat.stop_ids, rng.getrandbits(40))
-                for _ in range(config.group)
-            ]
-            for _ in examples
-        ]
-        return examples, samplings
-
-    def _draw(self, rng: random.Random) -> Example:
-        names = list(self._tasks)
-        name = rng.choices(names, self._config.weights or [1.0] * len(names))[0]
-        return self._tasks[name].examples("train", rng.choice(self._levels[name]), 1, rng.getrandbits(32))[0]
+    def _level(self, task: str, rng: random.Random) -> str:
+        return rng.choice(self._levels[task])
 
     def _parts(self, rollouts: Rollouts) -> Sequence[Part]:
         groups = rollouts.groups

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
-from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
-from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.native import status
 from schoolhouse.model.packed import Packed
@@ -31,7 +29,7 @@ from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
-from schoolhouse.tasks.task import Example, Task
+from schoolhouse.tasks.task import Task
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.ladder import Ladder
@@ -46,7 +44,7 @@ from schoolhouse.train.policy import (
     policy_loss,
 )
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.rollout import MOST_SLOTS, Group, Rollouts, Sampler
+from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots
 
 SAMPLES = "samples.jsonl"
 SLOT_SHARE = 0.064  # bytes a reply and parameter: 1.1 GB more than the cold start with 128 replies of 135M, measured
@@ -85,11 +83,7 @@ class Config(StageConfig):
 
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
-    load_tasks(config.tasks)
-    if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
-        raise RecipeError(
-            f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
-        )
+    check_asking(config)
 
 
 def fingerprint(config: Config) -> str:
@@ -104,11 +98,6 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
     replies = 2 * params + int(SLOT_SHARE * params * slots(config))
     return training_bytes(params, config.part_tokens) + replies + (2 * params if config.kl > 0 else 0)
-
-
-def slots(config: Config) -> int:
-    """Replies that are sampled at once."""
-    return min(MOST_SLOTS, config.prompts * config.group)
 
 
 @dataclass(frozen=True)
@@ -208,13 +197,13 @@ class Rehearsal:
         self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
     ) -> None:
         self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
-        self._sampler = Sampler(model, chat, tasks, slots(config), run)
+        self._sampler = Sampler(config, model, chat, tasks, run)
         self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
         self._has_trimmed_samples = False
 
     def batch(self, step: int) -> Batch:
         """Sample, judge, and cut the groups that can teach into parts."""
-        rollouts = self._sampler.rollouts(step, self._plan)
+        rollouts = self._sampler.rollouts(step, self._level)
         for group in rollouts.groups:
             self.ladders[group.task].record(group.level, [s.parts.get("answer", 0.0) for s in group.samples])
         self._keep_samples(step, rollouts.groups)
@@ -227,31 +216,14 @@ class Rehearsal:
         tokens = sum(len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in lessons)
         return Batch(updates, tokens, self._figures(rollouts, int(signal.sum())), SHOWN)
 
+    def _level(self, task: str, rng: random.Random) -> str:
+        return self.ladders[task].draw(rng)
+
     def _picked(self, rewards: Tensor) -> list[list[int]]:
         """Indices of the replies of each group that are learnt from."""
         keep = min(self._config.learn, self._config.group)
         picked: list[list[int]] = most_telling(rewards, keep).tolist()
         return picked
-
-    def _plan(self, rng: random.Random) -> tuple[list[Example], list[list[Sampling]]]:
-        """The questions of a step, and how each reply is drawn."""
-        config = self._config
-        examples = [self._draw(rng) for _ in range(config.prompts)]
-        samplings = [
-            [
-                Sampling(config.max_new_tokens, config.temperature, 1.0, self._chat.stop_ids, rng.getrandbits(40))
-                for _ in range(config.group)
-            ]
-            for _ in examples
-        ]
-        return examples, samplings
-
-    def _draw(self, rng: random.Random) -> Example:
-        """A training question of a task by its weight, at a level that its ladder draws."""
-        names = list(self._tasks)
-        name = rng.choices(names, self._config.weights or [1.0] * len(names))[0]
-        level = self.ladders[name].draw(rng)
-        return self._tasks[name].examples("train", level, 1, rng.getrandbits(32))[0]
 
     def parts(self, groups: Sequence[Group]) -> list[Part]:
         """Groups of like length together, up to `part_tokens`."""

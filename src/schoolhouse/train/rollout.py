@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from schoolhouse.core.errors import DataError
+from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.transformer import Transformer
+from schoolhouse.tasks.load import TaskSpec, load_tasks
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 
@@ -112,21 +113,49 @@ class Rollouts:
             ) from None
 
 
+class Asking(Protocol):
+    """What the config of a stage that samples says of its questions and replies."""
+
+    tasks: list[TaskSpec]
+    weights: list[float] | None  # of the tasks; equal without it
+    prompts: int
+    group: int
+    max_new_tokens: int
+    temperature: float
+
+
+def check_asking(config: Asking) -> None:
+    """Raise TaskError or RecipeError if tasks or their weights do not fit together."""
+    load_tasks(config.tasks)
+    if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
+        raise RecipeError(
+            f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
+        )
+
+
+def slots(config: Asking) -> int:
+    """Replies that are sampled at once."""
+    return min(MOST_SLOTS, config.prompts * config.group)
+
+
 class Sampler:
     """Asks a model for the replies of a step, once: a resumed run learns from the same ones."""
 
-    def __init__(self, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], slots: int, run: Run) -> None:
-        self._engine, self._chat, self._tasks, self._run = Engine(model, slots), chat, tasks, run
+    def __init__(
+        self, config: Asking, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
+    ) -> None:
+        self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
+        self._engine = Engine(model, slots(config))
         self._folder = run.scratch / "rollouts"
 
-    def rollouts(
-        self, step: int, plan: Callable[[random.Random], tuple[list[Example], list[list[Sampling]]]]
-    ) -> Rollouts:
-        """From disk where they lie there already, else from the model, for what `plan` draws."""
+    def rollouts(self, step: int, level_of: Callable[[str, random.Random], str]) -> Rollouts:
+        """From disk where they lie there already, else from the model. level_of: draws a level of a task."""
         path = self._folder / f"{step:06d}.json"
         if path.exists():
             return Rollouts.load(path)
-        examples, samplings = plan(random.Random(f"{self._run.seed}/grpo/{step}"))
+        rng = random.Random(f"{self._run.seed}/grpo/{step}")
+        examples = [self._draw(rng, level_of) for _ in range(self._config.prompts)]
+        samplings = [[self._sampling(rng) for _ in range(self._config.group)] for _ in examples]
         with self._run.meter.phase("rollout"):
             rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
         self._engine.forget()
@@ -135,6 +164,17 @@ class Sampler:
         tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
         self._run.meter.add(tokens=tokens, flops=tokens * self._engine.model.config.flops_per_token(0))
         return rollouts
+
+    def _draw(self, rng: random.Random, level_of: Callable[[str, random.Random], str]) -> Example:
+        """A training question of a task by its weight."""
+        names = list(self._tasks)
+        name = rng.choices(names, self._config.weights or [1.0] * len(names))[0]
+        level = level_of(name, rng)
+        return self._tasks[name].examples("train", level, 1, rng.getrandbits(32))[0]
+
+    def _sampling(self, rng: random.Random) -> Sampling:
+        config = self._config
+        return Sampling(config.max_new_tokens, config.temperature, 1.0, self._chat.stop_ids, rng.getrandbits(40))
 
 
 def roll_out(

@@ -4,33 +4,25 @@
 // the first cache. What comes next is asked for early: a text's values while its keys are read, the next one's keys
 // while its values are. Sums and the softmax are in fp32.
 
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 
-typedef uint16_t bf16;
-
-#define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+#include "lanes.h"
 
 namespace {
 
-constexpr long LANES = 16, PAIRS = 32, CHUNK = 64, BLOCK = 64;
+constexpr long PAIRS = 32, CHUNK = 64, BLOCK = 64;
 constexpr long LINE = 32;  // numbers that memory hands over at once
 constexpr long TURNS_A_THREAD = 8;
-
-WITH_BF16 inline __m512 widen(const bf16* x) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
-}
 
 // The sums of 16 registers, one a lane.
 WITH_BF16 inline __m512 sums_of(const __m512* x) {
   __m512 four[4];
   for (int i = 0; i < 4; i++) {
-    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[4 * i], x[4 * i + 1]), _mm512_unpackhi_ps(x[4 * i], x[4 * i + 1]));
-    const __m512 b =
-        _mm512_add_ps(_mm512_unpacklo_ps(x[4 * i + 2], x[4 * i + 3]), _mm512_unpackhi_ps(x[4 * i + 2], x[4 * i + 3]));
+    const __m512* y = x + 4 * i;
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(y[0], y[1]), _mm512_unpackhi_ps(y[0], y[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(y[2], y[3]), _mm512_unpackhi_ps(y[2], y[3]));
     const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
     four[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
   }
@@ -41,16 +33,10 @@ WITH_BF16 inline __m512 sums_of(const __m512* x) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
 }
 
-// e^x for x <= 0, to about 2e-7 of itself; below -87 it is 0.
-WITH_BF16 inline __m512 exponential(__m512 x) {
+// e^x for x <= 0; below -87 it is 0.
+WITH_BF16 inline __m512 share_of(__m512 x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 y = _mm512_set1_ps(1.0f / 720);
-  const float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  for (float term : terms) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(term));
-  return _mm512_mask_mov_ps(_mm512_scalef_ps(y, n), tiny, _mm512_setzero_ps());
+  return _mm512_mask_mov_ps(exponential(x), tiny, _mm512_setzero_ps());
 }
 
 // Scores to shares that add to one. The room behind the last score is filled up to 16.
@@ -63,12 +49,13 @@ WITH_BF16 void softmax(float* scores, long count) {
   const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
   for (long s = 0; s < count; s += LANES) {
     const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
-    const __m512 e = _mm512_maskz_mov_ps(inside, exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), highest)));
+    const __m512 e = _mm512_maskz_mov_ps(inside, share_of(_mm512_sub_ps(_mm512_loadu_ps(scores + s), highest)));
     total = _mm512_add_ps(total, e);
     _mm512_storeu_ps(scores + s, e);
   }
   const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (long s = 0; s < count; s += LANES) _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale));
+  for (long s = 0; s < count; s += LANES)
+    _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale));
 }
 
 // Asks for rows of 16-bit numbers before they are needed.
@@ -149,8 +136,8 @@ WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long wi
 
 extern "C" {
 
-// q (texts, kv_heads * share, width) to out (texts, kv_heads * share, depth). Keys lie at key + text * key_text + head *
-// key_head + token * key_row, values likewise; widths are multiples of 16. A text sees tokens from `first` to before
+// q (texts, kv_heads * share, width) to out (texts, kv_heads * share, depth). Keys lie at key + text * key_text +
+// head * key_head + token * key_row, values likewise; widths are multiples of 16. A text sees tokens from `first` to before
 // `last`, of each text its own. cap: 0 for none.
 WITH_BF16 void attend_one(const bf16* q, const bf16* key, long key_text, long key_head, long key_row, const bf16* value,
                           long value_text, long value_head, long value_row, const int64_t* firsts, const int64_t* lasts,

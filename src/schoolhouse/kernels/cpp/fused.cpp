@@ -1,33 +1,16 @@
 // Small operations on rows of bf16 numbers, each in one pass over memory and summed in fp32.
 
-#include <immintrin.h>
-#include <stdint.h>
-
-typedef uint16_t bf16;
-
-#define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+#include "lanes.h"
 
 namespace {
 
-constexpr long LANES = 16, SMALL = 1 << 14;  // numbers below which a second thread costs more than it does
+constexpr long SMALL = 1 << 14;  // numbers below which a second thread costs more than it does
 
-WITH_BF16 inline __m512 widen(const bf16* x) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
-}
-
-WITH_BF16 inline void narrow(bf16* to, __m512 x) {
-  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-WITH_BF16 inline __m512 exponential(__m512 x) {
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 y = _mm512_set1_ps(1.0f / 720);
-  const float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  for (float term : terms) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(term));
-  return _mm512_scalef_ps(y, n);
+// 1 / (1 + e^-x).
+WITH_BF16 inline __m512 sigmoid(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f), far = _mm512_set1_ps(87.0f);
+  const __m512 held = _mm512_min_ps(_mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), -far), far);
+  return _mm512_div_ps(one, _mm512_add_ps(one, exponential(held)));
 }
 
 }  // namespace
@@ -55,8 +38,7 @@ WITH_BF16 void gated(const bf16* gate, const bf16* up, bf16* y, long count) {
 #pragma omp parallel for schedule(static) if (count > SMALL)
   for (long i = 0; i < count; i += LANES) {
     const __m512 g = widen(gate + i);
-    const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)));
-    narrow(y + i, _mm512_mul_ps(_mm512_div_ps(g, below), widen(up + i)));
+    narrow(y + i, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), widen(up + i)));
   }
 }
 

@@ -7,13 +7,9 @@
 // memory is read behind the arithmetic.
 // Source: Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", 2008 (blocks for the caches).
 
-#include <immintrin.h>
 #include <omp.h>
-#include <stdint.h>
 
-typedef uint16_t bf16;
-
-#define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+#include "lanes.h"
 
 namespace {
 

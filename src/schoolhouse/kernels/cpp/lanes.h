@@ -1,0 +1,35 @@
+// What all kernels share: sixteen numbers at once, bf16 in memory and fp32 in registers.
+
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef uint16_t bf16;
+
+#define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+
+namespace {
+
+constexpr long LANES = 16;
+
+WITH_BF16 inline __m512 widen(const bf16* x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
+}
+
+WITH_BF16 inline void narrow(bf16* to, __m512 x) {
+  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// e^x for -87 <= x <= 88, to about 2e-7 of itself.
+WITH_BF16 inline __m512 exponential(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 y = _mm512_set1_ps(1.0f / 720);
+  const float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (float term : terms) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(term));
+  return _mm512_scalef_ps(y, n);
+}
+
+}  // namespace
