@@ -98,6 +98,7 @@ def test_the_reward_rises_where_the_right_answer_is_tried(starter, task, tmp_pat
     }  # fmt: skip
     assert rows[0]["level"] == {"colours": "all"}
     assert rows[0]["levels"] == {"colours": {"all": pytest.approx(rows[0]["accuracy"])}}
+    assert "kernels for replies: " in (tmp_path / "log.jsonl").read_text()
     samples = [json.loads(line) for line in (out.path / grpo.SAMPLES).read_text().splitlines()]
     assert [s["step"] for s in samples] == [1 + i // 2 for i in range(40)]
     assert any("<answer>blue</answer>" in s["reply"] for s in samples)

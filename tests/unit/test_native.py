@@ -13,6 +13,7 @@ from schoolhouse.kernels import native
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
 from schoolhouse.kernels.packed_weight import PackedCodes, PackedWeight, can_pack, can_pack_codes, linear
+from schoolhouse.model import transformer
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
 
@@ -94,6 +95,16 @@ def test_an_engine_that_forgets_drops_its_copies():
     assert layers
     assert all(layer.packed is not None for layer in layers)
     engine.forget()
+    assert all(layer.packed is None for layer in layers)
+
+
+@needs_kernels
+def test_a_machine_without_room_for_copies_makes_none(monkeypatch):
+    model = network(hidden_size=64).bfloat16()
+    monkeypatch.setattr(transformer, "memory_bytes", lambda: 1000)
+    model.pack()
+    layers = [m for m in model.modules() if hasattr(m, "packed")]
+    assert layers
     assert all(layer.packed is None for layer in layers)
 
 

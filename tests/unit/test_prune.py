@@ -8,7 +8,8 @@ import torch
 from school import LIVELY, artifact, conversation, draft, fp32_run, network, write_data, write_pupil
 from schoolhouse.compress import prune
 from schoolhouse.compress.observe import observe
-from schoolhouse.core.errors import DataError, RecipeError
+from schoolhouse.compress.quantize import quantize_folder
+from schoolhouse.core.errors import DataError, ModelError, RecipeError
 from schoolhouse.model.config import MLA, ModelConfig, MoE
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
@@ -129,4 +130,14 @@ def test_conversations_have_to_be_there(tmp_path):
             {"base": source, "traces": write_data(tmp_path / "d", [])},
             fp32_run(tmp_path),
             draft(tmp_path / "o"),
+        )
+
+
+def test_codes_cannot_be_cut(tmp_path):
+    source = write_pupil(tmp_path / "source", **SIZES)
+    quantize_folder(source, tmp_path / "int8", fp32_run(tmp_path))
+    inputs = {"base": artifact(tmp_path / "int8"), "traces": data_of(tmp_path / "data")}
+    with pytest.raises(ModelError, match="quantized already; take the one that it was made from"):
+        prune.run(
+            prune.Config(model="base", data="traces", layers=1), inputs, fp32_run(tmp_path), draft(tmp_path / "o")
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from schoolhouse.compress.awq import best_factors, scale_channels, shared_inputs
 from schoolhouse.compress.gptq import gptq
 from schoolhouse.core.artifact import Artifact
-from schoolhouse.core.errors import DataError, Stopped
+from schoolhouse.core.errors import DataError, ModelError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.model.attention import Causal
 from schoolhouse.model.moe import MixtureOfExperts
 from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, quantize_rows
 from schoolhouse.model.transformer import DecoderLayer, Transformer
-from schoolhouse.model.weights import load_config
+from schoolhouse.model.weights import load_config, read_config
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.records import CONVERSATIONS, read_conversations
 
@@ -82,6 +82,14 @@ def quantize_calibrated(
         if not predicts:
             states = [_pass(model, layer, x) for x in states]
         run.log.step(number + 1, depth)
+
+
+def unquantized(source: Path) -> dict[str, Any]:
+    """A checkpoint's config.json; ModelError if its weights are codes already."""
+    raw = read_config(source)
+    if "quantization_config" in raw:
+        raise ModelError(f"{source}: this checkpoint is quantized already; take the one that it was made from.")
+    return raw
 
 
 def read_texts(data: Artifact, source: Path, most: int) -> list[list[int]]:

@@ -23,9 +23,7 @@ class Observed:
     tokens: int = 0
     nats: float = 0.0  # of all next tokens
     influence: dict[int, float] = field(default_factory=dict)  # of each layer, 1 - cos(what goes in, what comes out)
-    energy: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # of what a linear layer or norm hands on or reads, (width,)
+    energy: dict[str, Tensor] = field(default_factory=dict)  # of what a linear layer reads, (width,)
     gates: dict[int, Tensor] = field(default_factory=dict)  # of each layer, the shares that each expert got, (E,)
 
     @property
@@ -58,8 +56,6 @@ def _listening(model: Transformer, seen: Observed) -> Iterator[None]:
             own = f"model.layers.{number}.{name}"
             if name.endswith(("o_proj", "mlp.down_proj")):
                 handles.append(module.register_forward_pre_hook(_energy_in(seen, own)))
-            elif name in ("input_layernorm", "post_attention_layernorm"):
-                handles.append(module.register_forward_hook(_energy_out(seen, own)))
             elif isinstance(module, MixtureOfExperts):
                 handles.append(module.gate.register_forward_hook(_gates(seen, number, len(module.experts))))
     try:
@@ -87,10 +83,6 @@ def _add(seen: Observed, name: str, x: Tensor) -> None:
 
 def _energy_in(seen: Observed, name: str) -> Hook:
     return lambda _module, args: _add(seen, name, args[0])
-
-
-def _energy_out(seen: Observed, name: str) -> Hook:
-    return lambda _module, _args, out: _add(seen, name, out)
 
 
 def _gates(seen: Observed, number: int, experts: int) -> Hook:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from schoolhouse.compress.calibrate import read_texts
+from schoolhouse.compress.calibrate import read_texts, unquantized
 from schoolhouse.compress.observe import Observed, observe
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
@@ -64,6 +64,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     Raises RecipeError for a cut that leaves nothing, or that this network has nothing of.
     """
     source = inputs[config.model].path
+    unquantized(source)
     texts = read_texts(inputs[config.data], source, config.texts)
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     check_cut(config, model.config)

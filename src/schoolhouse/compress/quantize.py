@@ -18,7 +18,7 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from schoolhouse.compress.calibrate import quantize_calibrated, read_texts
+from schoolhouse.compress.calibrate import quantize_calibrated, read_texts, unquantized
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import ModelError, RecipeError, Stopped
@@ -38,7 +38,7 @@ from schoolhouse.model.quantized import (
 )
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
-from schoolhouse.model.weights import copy_companions, load_model, read_config, save_model, write_tensors
+from schoolhouse.model.weights import copy_companions, load_model, save_model, write_tensors
 
 USUAL_GROUP = 64  # of 4 bits: divides the widths of small models, too, which 128 often does not
 
@@ -124,7 +124,7 @@ def scheme_for(to: str, group: int | None) -> Scheme | None:
 
 def quantize_folder(source: Path, folder: Path, run: Run, scheme: Scheme | None = INT8) -> dict[str, Any]:
     """Round a checkpoint folder to nearest, tensor by tensor, so that a model larger than the memory passes through."""
-    form, raw = _FP8 if scheme is None else _in_codes(scheme), _unquantized(source)
+    form, raw = _FP8 if scheme is None else _in_codes(scheme), unquantized(source)
     model_config = from_hf(raw)
     with torch.device("meta"):
         model = Transformer(model_config)
@@ -145,7 +145,7 @@ def _calibrated_folder(
     source: Path, folder: Path, run: Run, scheme: Scheme, method: Literal["gptq", "awq"], texts: list[list[int]]
 ) -> dict[str, Any]:
     """The same by what the layers read in these texts; the whole model is in memory."""
-    _unquantized(source)
+    unquantized(source)
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     layers = {name for name, _ in linears_to_quantize(model, scheme)}
     left, errors = _left(model, layers, scheme), _Errors()
@@ -155,13 +155,6 @@ def _calibrated_folder(
         errors.noise += noise
     save_model(model, folder, like=source)
     return _facts(source, folder, len(layers), left, errors)
-
-
-def _unquantized(source: Path) -> dict[str, Any]:
-    raw = read_config(source)
-    if "quantization_config" in raw:
-        raise ModelError(f"{source}: this checkpoint is quantized already; quantize the one it was made from.")
-    return raw
 
 
 def _left(model: Transformer, layers: Collection[str], scheme: Scheme | None) -> int:
