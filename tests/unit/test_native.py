@@ -188,7 +188,7 @@ def test_the_engine_says_with_them_what_it_says_without(monkeypatch, kernels_ane
     assert all(layer.mlp.up_proj.packed is not None for layer in model.model.layers)
     native.library.cache_clear()
     native._load.cache_clear()
-    monkeypatch.setenv(native.OFF, "plain")
+    monkeypatch.setenv(native.LEVEL, "plain")
     second = Engine(network(**sizes).bfloat16(), 4).generate(prompts, plan)
     assert [c[0].ids[:3] for c in first] == [c[0].ids[:3] for c in second]
     for a, b in zip(first, second, strict=True):
@@ -198,7 +198,7 @@ def test_the_engine_says_with_them_what_it_says_without(monkeypatch, kernels_ane
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.setenv(native.OFF, "plain"), "as SCHOOLHOUSE_KERNELS asks"),
+        (lambda m: m.setenv(native.LEVEL, "plain"), "as SCHOOLHOUSE_KERNELS asks"),
         (lambda m: m.setattr(native, "_flags_of_processor", lambda: {"avx2", "fma"}), "this processor has no avx512"),
         (lambda m: m.setattr(native.shutil, "which", lambda _: None), "no C++ compiler"),
     ],

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
-OFF = "SCHOOLHOUSE_KERNELS"
-"""The environment variable that, set to "plain", keeps to plain torch."""
+LEVEL = "SCHOOLHOUSE_KERNELS"
+"""The environment variable that, set to "plain", keeps to plain torch, and set to "avx512" leaves AMX's tiles alone."""
 
 _ARGUMENTS = {
     "pack_weight": "plllp",
@@ -39,6 +39,7 @@ _ARGUMENTS = {
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float}
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 _NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+_TILES = {"amx_tile", "amx_bf16"}
 _LONGEST_S = 300
 
 
@@ -62,19 +63,22 @@ def takes(*tensors: Tensor) -> bool:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    if os.environ.get(OFF) == "plain":
-        return None, f"plain torch, as {OFF} asks"
-    missing = sorted(_NEEDED - _flags_of_processor())
+    level, flags = os.environ.get(LEVEL), _flags_of_processor()
+    if level == "plain":
+        return None, f"plain torch, as {LEVEL} asks"
+    missing = sorted(_NEEDED - flags)
     if missing:
         return None, f"plain torch, for this processor has no {', '.join(missing)}"
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
         return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)"
     try:
-        return _opened(_compiled(compiler)), "C++, avx512_bf16"
+        opened = _opened(_compiled(compiler))
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}"
+    tiles = flags >= _TILES and level != "avx512" and opened.allow_tiles() == 1
+    return opened, "C++, avx512_bf16 and amx_bf16" if tiles else "C++, avx512_bf16"
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -83,6 +87,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     for name, letters in _ARGUMENTS.items():
         function = getattr(opened, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+    opened.allow_tiles.restype = ctypes.c_long
     return opened
 
 
