@@ -1,7 +1,8 @@
 """The engine's memory of what it has read: one slot a running text, kept so that every product reads it in one stride.
 
-All slots have the same capacity, which grows by blocks as the longest running text does: torch's batched product is
-three times slower on a cache with room to spare at the end of each row than on one without.
+All slots have the same capacity, which grows as the longest running text does. Where the C++ kernel reads the cache it
+grows by half, so that little is copied; torch's batched product is three times slower on a cache with room to spare at the end
+of each row than on one without, so there it grows by blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
+from schoolhouse.kernels.native import takes
 from schoolhouse.model.attention import Context, Expands
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.packed import Rows
@@ -36,11 +38,12 @@ class SlotCache:
         self._slabs = torch.empty(self._parts * config.num_hidden_layers, 0, dtype=dtype, device=device)
         self.layers: list[tuple[Tensor, ...]] = []
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for texts of `tokens` tokens; what is held stays."""
+    def reserve(self, tokens: int, most: int = 0) -> None:
+        """Make room for texts of `tokens` tokens, which may become `most` long; what is held stays."""
         if tokens <= self.capacity:
             return
-        held, kept, self.capacity = [x for layer in self.layers for x in layer], self.capacity, _blocks(tokens)
+        held, kept = [x for layer in self.layers for x in layer], self.capacity
+        self.capacity = _blocks(max(tokens, min(most, tokens * 3 // 2)) if takes(self._slabs) else tokens)
         heads, width = self._shape
         size = self.slots * heads * self.capacity * width
         if size > self._slabs.shape[1]:

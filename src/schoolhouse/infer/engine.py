@@ -192,7 +192,7 @@ class Engine:
         texts = []
         for prompt, index, sampling in chosen:
             texts.append(_Text(prompt, index, sampling, len(prompt.ids)))
-        self._cache.reserve(max(t.length for t in [*texts, *self._running]) + 1)
+        self._reserve([*texts, *self._running])
         for slot, text in enumerate(texts, start=len(self._running)):
             assert text.prompt.kv is not None
             self._cache.write(slot, text.prompt.kv)
@@ -252,7 +252,7 @@ class Engine:
 
     def _decode(self) -> list[Token]:
         """One token for every running text."""
-        self._cache.reserve(max(t.length for t in self._running) + 1)
+        self._reserve(self._running)
         count = len(self._running)
         fill = min(filler(count, DECODE_GRID), self._slots - count)  # empty slots run along
         lengths = torch.tensor([t.length for t in self._running] + [0] * fill, device=self._device)
@@ -262,6 +262,11 @@ class Engine:
         for text in self._running:
             text.length += 1
         return self._advance(list(self._running), self.model.head(hidden[:, 0])[:count])
+
+    def _reserve(self, texts: list[_Text]) -> None:
+        """Room for one more token in each of these texts."""
+        longest = max(len(t.prompt.ids) + t.sampling.max_new_tokens for t in texts)
+        self._cache.reserve(max(t.length for t in texts) + 1, longest)
 
     def _advance(self, texts: list[_Text], logits: Tensor) -> list[Token]:
         """Draw a token for each of these texts from its logits (B, V); retire those that end."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from schoolhouse.kernels.native import library
 
 FILL = 32  # columns come in such groups
+ROWS = 32  # the least that the product wants room for
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -79,7 +80,7 @@ def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int,
     rows = x.reshape(-1, inner)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     count = len(rows)
-    out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(count * inner, dtype=x.dtype)
+    out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(max(count, ROWS) * inner, dtype=x.dtype)
     if count:
         getattr(native, function)(
             rows.data_ptr(), rows.stride(0), *(part.data_ptr() for part in packed), *group, out.data_ptr(), columns,

@@ -8,16 +8,16 @@
 // Source: Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", 2008 (blocks for the caches).
 
 #include <omp.h>
+#include <stdlib.h>
+#include <string.h>
 
-#include "lanes.h"
+#include "tiled.h"
 
 namespace {
 
-constexpr long PANEL = 16, COLUMNS = 32, ROWS = 12, GROUP = 256, LINE = 64, FEW = 4;
+constexpr long ROWS = 12, GROUP = 256, LINE = 64, FEW = 4;
 constexpr long TASKS_A_THREAD = 4, FEWEST_TASKS_A_THREAD = 2, FEWEST_BLOCKS = 4;
-constexpr long CACHED = 1 << 19;  // numbers that stay in the second cache
-
-long up(long n, long d) { return (n + d - 1) / d; }
+constexpr long TILED_ROWS = 5;
 
 // Rows (m, k) as [k/2][m][2]: what a tile reads, in the order in which it reads it.
 void pack_rows(const bf16* x, long stride, long m, long k, bf16* out) {
@@ -26,43 +26,6 @@ void pack_rows(const bf16* x, long stride, long m, long k, bf16* out) {
     uint32_t* to = reinterpret_cast<uint32_t*>(out) + i;
     for (long j = 0; j < k / 2; j++) to[j * m] = row[j];
   }
-}
-
-// Two codes of 4 bits, 8 added to each, the first one low.
-struct Nibbles {
-  uint8_t both;
-};
-
-// Scales of groups of so many pairs along k: (groups, columns).
-struct Scales {
-  const float* first;
-  long columns, pairs;
-};
-
-enum Scaling { NONE, WHOLE, GROUPS };  // of sums: not at all, a column's by one scale, or by one for each group
-
-// Weights further on by so many.
-inline const bf16* beyond(const bf16* weight, long count) { return weight + count; }
-inline const int8_t* beyond(const int8_t* codes, long count) { return codes + count; }
-inline const Nibbles* beyond(const Nibbles* codes, long count) { return codes + count / 2; }
-
-// Two neighbours along k of each of 16 columns.
-WITH_BF16 inline __m512bh pairs_of(const bf16* weight) { return (__m512bh)_mm512_loadu_si512(weight); }
-
-WITH_BF16 inline __m512bh pairs_of(const int8_t* codes) {
-  const __m512i even = (__m512i)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)codes)));
-  const __m512i odd = (__m512i)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)codes + 1)));
-  return (__m512bh)_mm512_or_si512(_mm512_srli_epi32(even, 16), odd);  // codes are exact in their upper halves
-}
-
-WITH_BF16 inline __m512bh pairs_of(const Nibbles* codes) {
-#define NUMBERS 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, \
-                0x40a0, 0x40c0, 0x40e0
-  alignas(64) static constexpr bf16 NUMBER[32] = {NUMBERS, NUMBERS};  // -8 to 7; of a place only 5 bits are looked at
-#undef NUMBERS
-  const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
-  const __m512i places = _mm512_or_si512(both, _mm512_slli_epi32(both, 12));
-  return (__m512bh)_mm512_permutexvar_epi16(places, _mm512_load_si512(NUMBER));
 }
 
 template <int R, class Weight>
@@ -168,6 +131,63 @@ void product(const bf16* x, long x_stride, const Weight* weight, Scales scales, 
   }
 }
 
+// Whether tiles take a product: enough rows, and each group of neighbours along k whole tiles.
+bool by_tiles(long m, long k, long group) { return tiles_allowed && m >= TILED_ROWS && k % DEEP == 0 && group % DEEP == 0; }
+
+// One block of up to 32 rows times 32 columns whose panels are in the cache; `leaving` takes its sums to y.
+template <Scaling S>
+WITH_TILES void block(const bf16* rows, long stride, long count, const bf16* panels, Scales scales, long k, bf16* y,
+                      long y_stride, long columns, bool large, Leaving& leaving, Sums& sums) {
+  if (S != GROUPS) {
+    multiply(up(count, TILE), rows, stride, panels, panels + k * PANEL, k / DEEP, leaving, sums);
+  } else {
+    const long span = 2 * scales.pairs;
+    Sums part;
+    leaving.some(leaving.rows);
+    memset(&sums, 0, sizeof(sums));
+    for (long at = 0; at < k; at += span) {
+      const bf16* left = panels + at * PANEL;
+      multiply(up(count, TILE), rows + at, stride, left, left + k * PANEL, span / DEEP, leaving, part);
+      add_scaled(sums, part, scales.first + at / span * scales.columns, count);
+    }
+  }
+  leaving.start(sums, S == WHOLE ? scales.first : nullptr, count, columns, y, y_stride, large);
+}
+
+template <Scaling S, class Weight>
+WITH_TILES void tiled_product(const bf16* x, long x_stride, const Weight* weight, Scales scales, bf16* y, long y_stride,
+                              long m, long n, long k, bf16* scratch) {
+  const long rest = m % TILE ? m % BLOCK_ROWS : 0, whole = m - rest;  // the last rows fill no tile: they get room
+  for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
+  const long even = up(n, TASKS_A_THREAD * omp_get_max_threads() * COLUMNS) * COLUMNS;
+  const long group = even < GROUP ? even : GROUP;
+  const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
+#pragma omp parallel
+  {
+    open_tiles();
+    bf16* room = (bf16*)aligned_alloc(64, COLUMNS * k * sizeof(bf16));
+    Sums sums[2];  // one is filled while the other leaves
+    Leaving leaving;
+    long turn = 0;
+#pragma omp for schedule(dynamic, 1) collapse(2) nowait
+    for (long c = 0; c < m; c += chunk)
+      for (long g = 0; g < n; g += group)
+        for (long j = g; j < n && j < g + group; j += COLUMNS) {
+          const bf16* panels = widened(beyond(weight, j * k), k, room);
+          const Scales own = {scales.first + j, scales.columns, scales.pairs};
+          for (long i = c; i < m && i < c + chunk; i += BLOCK_ROWS) {
+            const bool copied = i >= whole;
+            const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
+            block<S>(copied ? scratch : x + i * x_stride, copied ? k : x_stride, count, panels, own, k,
+                     y + i * y_stride + j, y_stride, n - j, m * n > 2 * CACHED, leaving, sums[turn++ % 2]);
+          }
+        }
+    leaving.finish();
+    free(room);
+    close_tiles();
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -211,9 +231,10 @@ void pack_nibbles(const int8_t* codes, long stride, long n, long k, uint8_t* out
     }
 }
 
-// y (m, n) = x (m, k) times the transpose of a packed weight (n, k). scratch: m * k numbers.
+// y (m, n) = x (m, k) times the transpose of a packed weight (n, k). scratch: m * k numbers, and not below 32 * k.
 void linear(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_stride, long m, long n, long k,
             bf16* scratch) {
+  if (by_tiles(m, k, k)) return tiled_product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
   product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
 }
 
@@ -221,6 +242,9 @@ void linear(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_st
 void linear_of_codes(const bf16* x, long x_stride, const int8_t* codes, const float* scales, long group, bf16* y,
                      long y_stride, long m, long n, long k, bf16* scratch) {
   const Scales all = {scales, up(n, COLUMNS) * COLUMNS, group / 2};
+  if (by_tiles(m, k, group) && group == k)
+    return tiled_product<WHOLE>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
+  if (by_tiles(m, k, group)) return tiled_product<GROUPS>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
   if (group == k) return product<WHOLE>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
   product<GROUPS>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
 }
@@ -228,6 +252,8 @@ void linear_of_codes(const bf16* x, long x_stride, const int8_t* codes, const fl
 void linear_of_nibbles(const bf16* x, long x_stride, const uint8_t* codes, const float* scales, long group, bf16* y,
                        long y_stride, long m, long n, long k, bf16* scratch) {
   const Scales all = {scales, up(n, COLUMNS) * COLUMNS, group / 2};
+  if (by_tiles(m, k, group))
+    return tiled_product<GROUPS>(x, x_stride, (const Nibbles*)codes, all, y, y_stride, m, n, k, scratch);
   product<GROUPS>(x, x_stride, (const Nibbles*)codes, all, y, y_stride, m, n, k, scratch);
 }
 

@@ -1,0 +1,115 @@
+// The innermost product by AMX's tiles: up to 32 rows times 32 columns of packed weights, sums in four tiles.
+
+#pragma once
+
+#include "packed.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr long BLOCK_ROWS = 2 * TILE, LINES_A_STEP = 2 * TILE;  // of memory that a step's two tiles of weights fill
+
+struct alignas(64) Sums {
+  float tile[4][TILE][TILE];  // rows 0-15 with columns 0-15 and 16-31, then rows 16-31
+};
+
+// Finished sums on their way to bf16, times a scale for each column if there are scales. The product of the next block
+// takes a few rows along in each of its steps: the units for tiles and for vectors work side by side.
+struct Leaving {
+  const Sums* sums;
+  __m512 left, right;
+  __mmask32 inside;
+  bf16* y;
+  long stride, row = 0, rows = 0;
+  bool past;  // the caches, for what is too large for them
+
+  WITH_BF16 void start(const Sums& finished, const float* scales, long count, long columns, bf16* to, long to_stride,
+                       bool large) {
+    past = large && columns >= COLUMNS && (uintptr_t)to % 64 == 0 && to_stride % COLUMNS == 0;
+    const __m512 one = _mm512_set1_ps(1.0f);
+    sums = &finished, y = to, stride = to_stride, row = 0, rows = count;
+    left = scales ? _mm512_loadu_ps(scales) : one, right = scales ? _mm512_loadu_ps(scales + PANEL) : one;
+    inside = columns >= COLUMNS ? ~0u : (1u << columns) - 1;
+  }
+
+  WITH_BF16 void some(long count) {
+    for (const long end = row + count < rows ? row + count : rows; row < end; row++) {
+      const long t = row / TILE * 2, r = row % TILE;
+      const __m512 a = _mm512_mul_ps(_mm512_load_ps(sums->tile[t][r]), left);
+      const __m512 b = _mm512_mul_ps(_mm512_load_ps(sums->tile[t + 1][r]), right);
+      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+      if (past)
+        _mm512_stream_si512((__m512i*)(y + row * stride), both);
+      else
+        _mm512_mask_storeu_epi16(y + row * stride, inside, both);
+    }
+  }
+
+  WITH_BF16 void finish() {
+    some(rows);
+    _mm_sfence();
+  }
+};
+
+// Sums over `steps` times 32 neighbours along k. Rows lie `stride` numbers apart, weights as whole tiles one after the
+// other. Each step takes some rows of the sums that leave along.
+template <int R>
+WITH_TILES inline void multiply(const bf16* rows, long stride, const bf16* left, const bf16* right, long steps,
+                                Leaving& before, Sums& out) {
+  const long along = up(before.rows - before.row, steps);
+  _tile_zero(0);
+  _tile_zero(1);
+  if (R == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (long s = 0; s < steps; s++) {
+    _tile_loadd(4, rows + s * DEEP, stride * sizeof(bf16));
+    _tile_loadd(6, left + s * TILE_NUMBERS, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, right + s * TILE_NUMBERS, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if (R == 2) {
+      _tile_loadd(5, rows + TILE * stride + s * DEEP, stride * sizeof(bf16));
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    before.some(along);
+  }
+  _tile_stored(0, out.tile[0], 64);
+  _tile_stored(1, out.tile[1], 64);
+  if (R == 2) {
+    _tile_stored(2, out.tile[2], 64);
+    _tile_stored(3, out.tile[3], 64);
+  }
+}
+
+WITH_TILES inline void multiply(long rows_of_tiles, const bf16* rows, long stride, const bf16* left, const bf16* right,
+                                long steps, Leaving& before, Sums& out) {
+  if (rows_of_tiles == 2) return multiply<2>(rows, stride, left, right, steps, before, out);
+  multiply<1>(rows, stride, left, right, steps, before, out);
+}
+
+// Adds sums times the scales of their columns.
+WITH_BF16 inline void add_scaled(Sums& total, const Sums& sums, const float* scales, long rows) {
+  const __m512 left = _mm512_loadu_ps(scales), right = _mm512_loadu_ps(scales + PANEL);
+  for (long i = 0; i < rows; i++) {
+    const long t = i / TILE * 2, r = i % TILE;
+    float *a = total.tile[t][r], *b = total.tile[t + 1][r];
+    _mm512_store_ps(a, _mm512_fmadd_ps(_mm512_load_ps(sums.tile[t][r]), left, _mm512_load_ps(a)));
+    _mm512_store_ps(b, _mm512_fmadd_ps(_mm512_load_ps(sums.tile[t + 1][r]), right, _mm512_load_ps(b)));
+  }
+}
+
+// Codes of two panels of k numbers a column, widened: one panel behind the other, as tiles want them.
+template <class Code>
+WITH_BF16 inline void widen_panels(const Code* codes, long k, bf16* out) {
+  for (long j = 0; j < k; j++)  // two panels of k / 2 pairs
+    _mm512_store_si512((__m512i*)(out + j * 2 * PANEL), (__m512i)pairs_of(beyond(codes, j * 2 * PANEL)));
+}
+
+inline const bf16* widened(const bf16* weight, long, bf16*) { return weight; }
+inline const bf16* widened(const int8_t* codes, long k, bf16* room) { return widen_panels(codes, k, room), room; }
+inline const bf16* widened(const Nibbles* codes, long k, bf16* room) { return widen_panels(codes, k, room), room; }
+
+}  // namespace
