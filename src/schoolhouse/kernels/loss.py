@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schoolhouse.kernels.grid import filler
+from schoolhouse.kernels.products import weight_gradient
 
 BLOCK_ROWS = 256  # 256 x 49,152 logits in fp32 are 50 MB: large enough for a fast product, small enough to forget
 
@@ -74,7 +75,7 @@ class _TokenLogprobs(torch.autograd.Function):
             wide.scatter_add_(1, targets[block, None], upstream)
             slope[block] = wide if bend is None else wide.mul_(bend)
         grad_hidden = torch.mm(slope, weight)[: ctx.rows] if need_hidden else None
-        grad_weight = torch.mm(slope.t(), hidden) if need_weight else None
+        grad_weight = weight_gradient(slope, hidden) if need_weight else None
         grad_bias = slope[: ctx.rows].sum(0) if need_bias else None
         return grad_hidden, grad_weight, None, grad_bias, None
 

@@ -30,6 +30,7 @@ _ARGUMENTS = {
     "linear_of_codes": "plpplpllllp",
     "linear_of_nibbles": "plpplpllllp",
     "attend_one": "pplllplllppplllllff",
+    "turned_product": "plplpllll",
     "rms_norm": "pppllf",
     "gated": "pppl",
     "turn": "pppplll",
@@ -49,6 +50,12 @@ def library() -> ctypes.CDLL | None:
     return _load()[0]
 
 
+@functools.cache
+def has_tiles() -> bool:
+    """True if the kernels run here and may use AMX's tiles."""
+    return _load()[2]
+
+
 def status() -> str:
     """Which kernels this process uses, and if plain ones, why."""
     return _load()[1]
@@ -62,23 +69,23 @@ def takes(*tensors: Tensor) -> bool:
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def _load() -> tuple[ctypes.CDLL | None, str, bool]:
     level, flags = os.environ.get(LEVEL), _flags_of_processor()
     if level == "plain":
-        return None, f"plain torch, as {LEVEL} asks"
+        return None, f"plain torch, as {LEVEL} asks", False
     missing = sorted(_NEEDED - flags)
     if missing:
-        return None, f"plain torch, for this processor has no {', '.join(missing)}"
+        return None, f"plain torch, for this processor has no {', '.join(missing)}", False
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
-        return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)"
+        return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)", False
     try:
         opened = _opened(_compiled(compiler))
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
-        return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}"
-    tiles = flags >= _TILES and level != "avx512" and opened.allow_tiles() == 1
-    return opened, "C++, avx512_bf16 and amx_bf16" if tiles else "C++, avx512_bf16"
+        return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}", False
+    tiles = opened.allow_tiles(flags >= _TILES and level != "avx512") == 1
+    return opened, f"C++, avx512_bf16{' and amx_bf16' if tiles else ''}", tiles
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -87,7 +94,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     for name, letters in _ARGUMENTS.items():
         function = getattr(opened, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
-    opened.allow_tiles.restype = ctypes.c_long
+    opened.allow_tiles.argtypes, opened.allow_tiles.restype = [ctypes.c_long], ctypes.c_long
     return opened
 
 

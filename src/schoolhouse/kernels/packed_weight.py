@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schoolhouse.kernels.native import library
+from schoolhouse.kernels.products import linear_in_training
 
 FILL = 32  # columns come in such groups
 ROWS = 32  # the least that the product wants room for
@@ -92,6 +93,6 @@ def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int,
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:
     """`torch.nn.functional.linear`, by the packed copy where there is one that still holds and no gradient is kept."""
     if packed is None or torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not packed.is_of(weight):
-        return F.linear(x, weight, bias)
+        return linear_in_training(x, weight, bias) if torch.is_grad_enabled() else F.linear(x, weight, bias)
     out = packed.product(x)
     return out if bias is None else out.add_(bias)
