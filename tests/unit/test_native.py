@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from school import network
+from schoolhouse.core.errors import ModelError
+from schoolhouse.infer import sampler
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels import native, products
@@ -295,3 +297,40 @@ def test_they_are_compiled_once(monkeypatch, kernels_anew, tmp_path):
     assert native.library() is not None
     assert len([c for c in commands if "-shared" in c]) == 1
     assert len(list(tmp_path.rglob("*.so"))) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("words", [1, 127, 128, 1000, 49152])
+def test_a_token_is_drawn_as_plain_torch_draws_it(monkeypatch, words):
+    rows = 40
+    logits = 6 * draw(rows, words + 3)[:, :words]
+    temperature = torch.tensor([0.0, 0.7, 1.0, 1.6]).repeat(rows // 4)
+    draws = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    given = (logits, temperature, torch.ones(rows), draws)
+    ids, logprobs = sampler.sample(*given)
+    monkeypatch.setattr(sampler, "takes", lambda _: False)
+    plain_ids, plain_logprobs = sampler.sample(*given)
+    same = ids == plain_ids
+    assert same[temperature == 0].all()
+    assert same.double().mean() >= 0.9  # a draw may fall between two words whose sums are rounded differently
+    exact = torch.log_softmax(logits.double() / temperature.where(temperature > 0, 1.0)[:, None], -1)
+    assert torch.allclose(logprobs.double(), exact.gather(1, ids[:, None]).squeeze(1), atol=2e-5)
+    assert torch.allclose(logprobs[same], plain_logprobs[same], atol=2e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error(bad):
+    logits = draw(3, 200)
+    logits[1, 150] = bad
+    with pytest.raises(ModelError, match="not a number"):
+        sampler.sample(logits, torch.zeros(3), torch.ones(3), torch.rand(3).double())
+
+
+@needs_kernels
+def test_words_are_drawn_as_often_as_they_should_be():
+    logits = draw(1, 200).expand(4000, -1).contiguous()
+    draws = (torch.arange(4000).double() + 0.5) / 4000
+    ids, _ = sampler.sample(logits, torch.ones(4000), torch.ones(4000), draws)
+    expected = 4000 * torch.softmax(logits[0].double(), -1)
+    assert (torch.bincount(ids, minlength=200) - expected).abs().max() <= 2  # even draws leave a rounding at both ends

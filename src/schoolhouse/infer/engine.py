@@ -16,6 +16,7 @@ from torch import Tensor
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
+from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.kernels.grid import filler
 from schoolhouse.model.transformer import Transformer
@@ -85,11 +86,12 @@ class Engine:
         self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()
         self._running: list[_Text] = []
         self._prefix: tuple[list[int], KV] | None = None
+        self._layers: FusedLayers | None = None
         self._requests = 0
 
     def forget(self) -> None:
         """Drop what follows from the weights: a beginning that was read, copies. Call it before they change."""
-        self._prefix = None
+        self._prefix = self._layers = None
         self.model.unpack()
 
     @property
@@ -216,6 +218,8 @@ class Engine:
             if tokens >= PREFILL_TOKENS or i == len(prompts) - 1:
                 self._read_batch(batch, known, prefix[1] if prefix else None)
                 batch = []
+        if self._layers is None or not self._layers.is_of(self.model):
+            self._layers = FusedLayers.made_for(self.model, self._cache)
 
     def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
         lengths = [len(p.ids) - known for p in batch]
@@ -257,8 +261,10 @@ class Engine:
         fill = min(filler(count, DECODE_GRID), self._slots - count)  # empty slots run along
         lengths = torch.tensor([t.length for t in self._running] + [0] * fill, device=self._device)
         ids = torch.tensor([[t.said[-1]] for t in self._running] + [[0]] * fill, device=self._device)  # (B, 1)
-        context = DecodeContext(self._cache, lengths)
-        hidden = self.model.hidden(ids, context)
+        if self._layers is not None:
+            hidden = self._layers.hidden(ids, lengths)
+        else:
+            hidden = self.model.hidden(ids, DecodeContext(self._cache, lengths))
         for text in self._running:
             text.length += 1
         return self._advance(list(self._running), self.model.head(hidden[:, 0])[:count])
