@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+from exactness import draw, near
 from torch.nn import functional as F
 
 from school import network
@@ -28,16 +29,6 @@ def level(request, monkeypatch, kernels_anew):
         monkeypatch.setenv(native.LEVEL, request.param)
         assert not native.has_tiles()
     return request.param
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def near(got, exact, plain):
-    """No further from the exact result than plain bf16 is, give or take one rounding of the largest number."""
-    error, allowed = (got.double() - exact).abs().max(), (plain.double() - exact).abs().max()
-    assert error <= allowed + exact.abs().max() * 2**-8
 
 
 @needs_kernels

@@ -31,9 +31,15 @@ _ARGUMENTS = {
     "attend_one": "pplllplllppplllllff",
     "weigh_words": "plppppll",
     "turned_product": "plplpllll",
-    "rms_norm": "pppllf",
+    "rms_norm": "ppppllff",
+    "rms_norm_back": "pppppppllf",
     "gated": "pppl",
-    "turn": "pppplll",
+    "gated_back": "pppppl",
+    "turn": "pllppplllllll",
+    "token_logprobs": "pppppll",
+    "token_slopes": "ppppllf",
+    "squares": "ppl",
+    "adamw": "ppppplfffffffff",
 }
 """What each function takes: pointers (p), whole numbers (l), fractions (f)."""
 
@@ -61,11 +67,19 @@ def status() -> str:
     return _load()[1]
 
 
+def fits(*tensors: Tensor) -> bool:
+    """True if the kernels run here and these tensors are for them: bf16 on the CPU."""
+    return library() is not None and all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in tensors)
+
+
+def keeps_gradient(*tensors: Tensor) -> bool:
+    """True if what is made of these tensors has a way back to one of them."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def takes(*tensors: Tensor) -> bool:
     """True if the kernels run here and take these tensors: bf16 on the CPU, of which no gradient is kept."""
-    if library() is None or any(t.dtype != torch.bfloat16 or t.device.type != "cpu" for t in tensors):
-        return False
-    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return fits(*tensors) and not keeps_gradient(*tensors)
 
 
 @functools.cache

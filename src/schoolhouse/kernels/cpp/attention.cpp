@@ -32,12 +32,6 @@ WITH_BF16 inline __m512 sums_of(const __m512* x) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
 }
 
-// e^x for x <= 0; below -87 it is 0.
-WITH_BF16 inline __m512 share_of(__m512 x) {
-  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  return _mm512_mask_mov_ps(exponential(x), tiny, _mm512_setzero_ps());
-}
-
 // Scores to shares that add to one. The room behind the last score is filled up to 16.
 WITH_BF16 void softmax(float* scores, long count) {
   __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();

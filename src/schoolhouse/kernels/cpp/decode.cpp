@@ -57,7 +57,7 @@ WITH_BF16 void decode_layers(const int64_t* layers, long count, bf16* x, const b
       const Matrix* m = layer.matrix;
       if (l == 0) {
 #pragma omp for schedule(static)
-        for (long b = 0; b < texts; b++) norm_row(x + b * width, layer.before, normed + b * width, width, eps);
+        for (long b = 0; b < texts; b++) norm_row(x + b * width, layer.before, normed + b * width, width, eps, 0.0f);
       }
       multiply_rows(normed, width, m[QUERY], projected, whole, texts, laid);
       multiply_rows(normed, width, m[KEY], projected + heads * size, whole, texts, laid);
@@ -83,7 +83,7 @@ WITH_BF16 void decode_layers(const int64_t* layers, long count, bf16* x, const b
 #pragma omp for schedule(static)
       for (long b = 0; b < texts; b++) {
         add_row(x + b * width, projected + b * width, width);
-        norm_row(x + b * width, layer.between, normed + b * width, width, eps);
+        norm_row(x + b * width, layer.between, normed + b * width, width, eps, 0.0f);
       }
       multiply_rows(normed, width, m[GATE], gate, inner, texts, laid);
       multiply_rows(normed, width, m[UP], up, inner, texts, laid);
@@ -98,7 +98,7 @@ WITH_BF16 void decode_layers(const int64_t* layers, long count, bf16* x, const b
         add_row(x + b * width, projected + b * width, width);
         if (l + 1 == count) continue;
         const bf16* next = (const bf16*)layers[(l + 1) * (FIRST + MATRICES * WORDS)];
-        norm_row(x + b * width, next, normed + b * width, width, eps);
+        norm_row(x + b * width, next, normed + b * width, width, eps, 0.0f);
       }
     }
   }

@@ -1,4 +1,4 @@
-// Small operations on one row of bf16 numbers, each in one pass and in fp32; lengths are multiples of 16.
+// Small operations on one row of bf16 numbers, each in one pass and in fp32; lengths are multiples of 16 unless said.
 
 #pragma once
 
@@ -13,16 +13,20 @@ WITH_BF16 inline __m512 sigmoid(__m512 x) {
   return _mm512_div_ps(one, _mm512_add_ps(one, exponential(held)));
 }
 
-// y = x / sqrt(mean(x^2) + eps) * weight.
-WITH_BF16 inline void norm_row(const bf16* x, const bf16* weight, bf16* y, long width, float eps) {
+// y = x / sqrt(mean(x^2) + eps) * (shift + weight); returns the factor of x.
+WITH_BF16 inline float norm_row(const bf16* x, const bf16* weight, bf16* y, long width, float eps, float shift) {
   __m512 square = _mm512_setzero_ps();
   for (long i = 0; i < width; i += LANES) {
     const __m512 v = widen(x + i);
     square = _mm512_fmadd_ps(v, v, square);
   }
-  const __m512 inverse = _mm512_set1_ps(1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(square) / width + eps));
-  for (long i = 0; i < width; i += LANES)
-    narrow(y + i, _mm512_mul_ps(_mm512_mul_ps(widen(x + i), inverse), widen(weight + i)));
+  const float factor = 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(square) / width + eps);
+  const __m512 inverse = _mm512_set1_ps(factor), more = _mm512_set1_ps(shift);
+  for (long i = 0; i < width; i += LANES) {
+    const __m512 w = _mm512_add_ps(widen(weight + i), more);
+    narrow(y + i, _mm512_mul_ps(_mm512_mul_ps(widen(x + i), inverse), w));
+  }
+  return factor;
 }
 
 // A head turned by its token's angles, halves as pairs.
@@ -34,11 +38,12 @@ WITH_BF16 inline void turn_head(const bf16* x, const bf16* cosine, const bf16* s
   }
 }
 
-// y = gate * sigmoid(gate) * up.
+// y = gate * sigmoid(gate) * up, of any length.
 WITH_BF16 inline void gate_row(const bf16* gate, const bf16* up, bf16* y, long count) {
   for (long i = 0; i < count; i += LANES) {
-    const __m512 g = widen(gate + i);
-    narrow(y + i, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), widen(up + i)));
+    const __mmask16 held = inside(count - i);
+    const __m512 g = widen(gate + i, held);
+    narrow(y + i, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), widen(up + i, held)), held);
   }
 }
 

@@ -6,13 +6,10 @@ namespace {
 
 constexpr long BLOCK = 128;  // words
 
-inline __mmask16 words_inside(long left) { return left >= LANES ? 0xffff : (1u << left) - 1; }
-
 // Sixteen logits, those beyond the row as low as can be.
 WITH_BF16 inline __m512 logits_at(const bf16* x, long left) {
-  const __mmask16 inside = words_inside(left);
-  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, x)), 16);
-  return _mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), inside, _mm512_castsi512_ps(wide));
+  const __mmask16 held = inside(left);
+  return _mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), held, widen(x, held));
 }
 
 }  // namespace
