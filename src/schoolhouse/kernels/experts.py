@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schoolhouse.kernels.grid import GRID
-from schoolhouse.kernels.products import weight_gradient
+from schoolhouse.kernels.products import grouped_product, weight_gradient
 
 MANY = 128  # rows of an expert from which on they are filled up
 
@@ -67,13 +67,13 @@ class _Experts(torch.autograd.Function):
         active = gate * squashed  # silu(gate)
         grad_downs = _weights(ends, grad_rows, active * up, downs, products)
         inner = torch.empty_like(gate)
-        _each(ends, grad_rows, [w.t() for w in downs], inner, products)
+        _each(ends, grad_rows, downs, inner, products, turned=True)
         grad_up = inner * active
         grad_gate = inner.mul_(up).mul_(squashed + active * (1 - squashed))
         grad_gates = _weights(ends, grad_gate, rows, gates, products)
         grad_ups = _weights(ends, grad_up, rows, ups, products)
-        _each(ends, grad_gate, [w.t() for w in gates], grad_rows, products)
-        _each(ends, grad_up, [w.t() for w in ups], grad_rows, products, add=True)
+        _each(ends, grad_gate, gates, grad_rows, products, turned=True)
+        _each(ends, grad_up, ups, grad_rows, products, turned=True, add=True)
         grad_x = grad_rows.index_select(0, place).view(len(shares), choices, -1).sum(1)
         return (grad_x, grad_shares, None, None, *grad_gates, *grad_ups, *grad_downs)
 
@@ -103,21 +103,20 @@ def _each(
     out: Tensor,
     products: Products | None,
     *,
+    turned: bool = False,
     add: bool = False,
 ) -> None:
-    """Each expert's block of rows times its own matrix (out, in), into (or on top of) the same rows of `out`."""
+    """Each expert's rows times its own matrix (out, in), or (in, out) if turned, into the same rows of `out`."""
+    if products is None:
+        return grouped_product(rows, ends, weights, out, turned=turned, add=add)
     start = 0
     for end, weight in zip(ends, weights, strict=True):
         if end > start:
             place = out[start:end]
-            if products is not None:
-                product = products.rows(rows[start:end], weight)
-                place.copy_(place + product if add else product)
-            elif add:
-                place.addmm_(rows[start:end], weight.t())
-            else:
-                torch.mm(rows[start:end], weight.t(), out=place)
+            product = products.rows(rows[start:end], weight.t() if turned else weight)
+            place.copy_(place + product if add else product)
         start = end
+    return None
 
 
 def _weights(

@@ -31,6 +31,7 @@ _ARGUMENTS = {
     "attend_one": "pplllplllppplllllff",
     "weigh_words": "plppppll",
     "turned_product": "plplpllll",
+    "grouped_product": "plppllplllll",
     "rms_norm": "ppppllff",
     "rms_norm_back": "pppppppllf",
     "gated": "pppl",

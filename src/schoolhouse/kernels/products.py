@@ -1,11 +1,12 @@
-"""Linear layers in training: torch multiplies on the way in and back, and AMX's tiles make the gradient of the weights.
+"""Products in training that AMX's tiles make faster than torch does: gradients of weights, experts of a mixture.
 
-torch's own product with a transposed left side lays both sides out as a whole, which takes as long as multiplying them
-(docs/lab-log.md, 2026-11-24).
+torch's own product with a transposed left side lays both sides out as a whole, which takes as long as multiplying them,
+and an expert's rows are too few for it (docs/lab-log.md, 2026-11-24).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,50 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         grad.data_ptr(), grad.stride(0), x.data_ptr(), x.stride(0), out.data_ptr(), deep, wide, deep, rows
     )
     return out
+
+
+def grouped_product(
+    rows: Tensor,
+    ends: Sequence[int],
+    matrices: Sequence[Tensor],
+    out: Tensor,
+    *,
+    turned: bool = False,
+    add: bool = False,
+) -> None:
+    """Each group of rows (M, K), from the end before to its own, times its own matrix, to the same rows of out (M, N).
+
+    matrices: one a group, (N, K), or (K, N) if turned; the product is with the transpose of the first, and with the
+    second as it is. add: on top of what out holds. `grouped_product_plain` is the twin.
+    """
+    native, first = library(), matrices[0]
+    alike = all(m.stride() == first.stride() and m.stride(1) == 1 for m in matrices) and out.stride(1) == 1
+    if native is None or not _is_ours(rows) or rows.stride(1) != 1 or not alike or not _is_ours(first):
+        return grouped_product_plain(rows, ends, matrices, out, turned=turned, add=add)
+    where, held = torch.tensor(ends), torch.tensor([m.data_ptr() for m in matrices])
+    native.grouped_product(
+        rows.data_ptr(), rows.stride(0), where.data_ptr(), held.data_ptr(), first.stride(0), not turned,
+        out.data_ptr(), out.stride(0), len(ends), out.shape[1], rows.shape[1], add,
+    )  # fmt: skip
+    return None
+
+
+def grouped_product_plain(
+    rows: Tensor,
+    ends: Sequence[int],
+    matrices: Sequence[Tensor],
+    out: Tensor,
+    *,
+    turned: bool = False,
+    add: bool = False,
+) -> None:
+    """The same by torch, group by group."""
+    start = 0
+    for end, matrix in zip(ends, matrices, strict=True):
+        if end > start:
+            right = matrix if turned else matrix.t()
+            torch.addmm(out[start:end], rows[start:end], right, beta=int(add), out=out[start:end])
+        start = end
 
 
 def _is_ours(x: Tensor) -> bool:

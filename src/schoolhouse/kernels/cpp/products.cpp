@@ -1,4 +1,5 @@
-// The product of two bf16 matrices that training needs for the gradient of a weight, by AMX's tiles.
+// Products of two bf16 matrices as training needs them, by AMX's tiles: gradients of weights, and groups of rows that meet
+// a matrix each.
 //
 // A block of the result, some hundred rows and columns, stays in the second cache in fp32 while the sum runs along k in
 // chunks. Of each chunk both sides are laid out as tiles there, too: laying them out as a whole would write and read as
@@ -7,6 +8,8 @@
 
 #include <omp.h>
 #include <stdlib.h>
+
+#include <vector>
 
 #include "tiled.h"
 
@@ -48,26 +51,40 @@ WITH_TILES inline void turn_pairs(__m512i (&x)[16]) {
   }
 }
 
-// 32 rows of x (k, n) from row p on, 16 columns from column j on: 16 times two rows side by side. Beyond x lies 0.
-WITH_TILES inline void read_pairs(const bf16* x, long stride, long k, long n, long p, long j, __m512i (&pairs)[TILE]) {
-  const __mmask16 inside = columns_inside(n - j);
-  for (long i = 0; i < TILE; i++) {
+// One side of a product: `size` rows or columns of it, each of them a row of memory along k or, if not, a column.
+struct Side {
+  const bf16* first;
+  long stride, size;
+  bool along;
+};
+
+// 16 rows or columns of a side from j on, 32 numbers along k from p to before `last`; beyond it lies 0. Those that lie along
+// k come one a register, the others as pairs of neighbours along k, 16 of them a register.
+WITH_TILES inline void read_tile(const Side& side, long j, long p, long last, __m512i (&x)[TILE]) {
+  const bf16* from = side.along ? side.first + j * side.stride + p : side.first + p * side.stride + j;
+  if (side.along) {
+    const __mmask32 held = last - p >= DEEP ? ~0u : (1u << (last - p)) - 1;
+    for (long i = 0; i < TILE; i++)
+      x[i] = j + i < side.size ? _mm512_maskz_loadu_epi16(held, from + i * side.stride) : _mm512_setzero_si512();
+    return;
+  }
+  const __mmask16 held = columns_inside(side.size - j);
+  for (long i = 0; i < TILE; i++, from += 2 * side.stride) {
     const long at = p + 2 * i;
-    const bf16* first = x + at * stride + j;
-    pairs[i] = at < k ? side_by_side(first, at + 1 < k ? first + stride : nullptr, inside) : _mm512_setzero_si512();
+    x[i] = at < last ? side_by_side(from, at + 1 < last ? from + side.stride : nullptr, held) : _mm512_setzero_si512();
   }
 }
 
-// Rows p to `last` of x (k, n) and `count` of its columns as tiles, those of 16 columns one after the other along k: pairs
-// of neighbours along k side by side, as a right side wants them, or turned, columns as rows of 32 numbers along k.
-WITH_TILES void lay_out(const bf16* x, long stride, long n, long p, long last, long j, long count, bool turned, bf16* out) {
+// `count` rows or columns of a side from j on as tiles, those of 16 one after the other along k: rows of 32 numbers for the
+// left of a product, pairs of neighbours along k side by side for its right.
+WITH_TILES void lay_out(const Side& side, long j, long count, long p, long last, bool left, bf16* out) {
   for (long at = p; at < last; at += DEEP)
     for (long c = 0; c < count; c += TILE) {
-      __m512i pairs[TILE];
-      read_pairs(x, stride, last, n, at, j + c, pairs);
-      if (turned) turn_pairs(pairs);
+      __m512i x[TILE];
+      read_tile(side, j + c, at, last, x);
+      if (left != side.along) turn_pairs(x);
       bf16* to = out + c * APART + (at - p) * TILE;
-      for (long i = 0; i < TILE; i++) _mm512_store_si512((__m512i*)(to + i * DEEP), pairs[i]);
+      for (long i = 0; i < TILE; i++) _mm512_store_si512((__m512i*)(to + i * DEEP), x[i]);
     }
 }
 
@@ -103,45 +120,103 @@ WITH_TILES inline void add_product(const bf16* left, const bf16* right, long ste
   _tile_stored(3, out.tile[3], 64);
 }
 
+// left times right, k numbers of each, to y, or on top of it.
+struct Product {
+  Side left, right;
+  long k;
+  bf16* y;
+  long y_stride;
+  bool add;
+};
+
+// A block of the result of a product: from a row and a column on.
+struct Task {
+  long product, row, high, column;
+};
+
+// What a thread needs for a block.
+class Block {
+ public:
+  Block() : left_(room<bf16>(HIGH * APART)), right_(room<bf16>(WIDE * APART)), sums_(room<Sums>(MOST)) {}
+  ~Block() { free(left_), free(right_), free(sums_); }
+
+  // Rows of the block before may still be leaving when this returns, and do with the next one or with `finish`.
+  WITH_TILES void multiply(const Product& product, const Task& task) {
+    const long m = product.left.size, n = product.right.size, i = task.row, j = task.column;
+    const long rows = up(m - i < task.high ? m - i : task.high, BLOCK_ROWS) * BLOCK_ROWS;
+    const long columns = up(n - j < WIDE ? n - j : WIDE, COLUMNS) * COLUMNS;
+    leaving_.finish();  // the sums that it reads are made anew now
+    for (long p = 0; p < product.k; p += CHUNK) {
+      const long last = p + CHUNK < product.k ? p + CHUNK : product.k;
+      lay_out(product.left, i, rows, p, last, true, left_);
+      lay_out(product.right, j, columns, p, last, false, right_);
+      Sums* sums = sums_;
+      for (long c = 0; c < columns; c += COLUMNS)
+        for (long r = 0; r < rows; r += BLOCK_ROWS, sums++) {
+          add_product(left_ + r * APART, right_ + c * APART, up(last - p, DEEP), p == 0, leaving_, *sums);
+          if (last < product.k) continue;
+          bf16* to = product.y + (i + r) * product.y_stride + j + c;
+          leaving_.start(*sums, nullptr, m - i - r < BLOCK_ROWS ? m - i - r : BLOCK_ROWS, n - j - c, to,
+                         product.y_stride, false, product.add);
+        }
+    }
+  }
+
+  WITH_TILES void finish() { leaving_.finish(); }
+
+ private:
+  static constexpr long MOST = HIGH / BLOCK_ROWS * (WIDE / COLUMNS);
+
+  template <class T>
+  static T* room(long count) {
+    return (T*)aligned_alloc(64, count * sizeof(T));
+  }
+
+  bf16 *left_, *right_;
+  Sums* sums_;
+  Leaving leaving_;
+};
+
+WITH_TILES void multiply_all(const std::vector<Product>& products, long fewest) {
+  std::vector<Task> tasks;
+  for (long p = 0; p < (long)products.size(); p++) {
+    const long m = products[p].left.size, parts = up(m, HIGH) < fewest ? fewest : up(m, HIGH);
+    const long high = up(up(m, parts), BLOCK_ROWS) * BLOCK_ROWS;
+    for (long i = 0; i < m; i += high)
+      for (long j = 0; j < products[p].right.size; j += WIDE) tasks.push_back({p, i, high, j});
+  }
+#pragma omp parallel
+  {
+    open_tiles();
+    Block block;
+#pragma omp for schedule(dynamic, 1) nowait
+    for (long t = 0; t < (long)tasks.size(); t++) block.multiply(products[tasks[t].product], tasks[t]);
+    block.finish();
+    close_tiles();
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
 // y (m, n) = the transpose of a (k, m) times b (k, n).
-WITH_TILES void turned_product(const bf16* a, long a_stride, const bf16* b, long b_stride, bf16* y, long y_stride, long m,
-                               long n, long k) {
-  const long even = up(up(m, omp_get_max_threads()), BLOCK_ROWS) * BLOCK_ROWS, high = even < HIGH ? even : HIGH;
-#pragma omp parallel
-  {
-    open_tiles();
-    bf16 *left = (bf16*)aligned_alloc(64, high * APART * sizeof(bf16)),
-         *right = (bf16*)aligned_alloc(64, WIDE * APART * sizeof(bf16));
-    Sums* block = (Sums*)aligned_alloc(64, high / BLOCK_ROWS * (WIDE / COLUMNS) * sizeof(Sums));
-    Leaving leaving;
-#pragma omp for schedule(dynamic, 1) collapse(2) nowait
-    for (long i = 0; i < m; i += high)
-      for (long j = 0; j < n; j += WIDE) {
-        const long rows = i + high < m ? high : up(m - i, BLOCK_ROWS) * BLOCK_ROWS;
-        const long columns = j + WIDE < n ? WIDE : up(n - j, COLUMNS) * COLUMNS;
-        leaving.finish();  // the sums that it reads are made anew now
-        for (long p = 0; p < k; p += CHUNK) {
-          const long last = p + CHUNK < k ? p + CHUNK : k;
-          lay_out(a, a_stride, m, p, last, i, rows, true, left);
-          lay_out(b, b_stride, n, p, last, j, columns, false, right);
-          Sums* sums = block;
-          for (long c = 0; c < columns; c += COLUMNS)
-            for (long r = 0; r < rows; r += BLOCK_ROWS, sums++) {
-              add_product(left + r * APART, right + c * APART, up(last - p, DEEP), p == 0, leaving, *sums);
-              if (last < k) continue;
-              const long real = m - i - r < BLOCK_ROWS ? m - i - r : BLOCK_ROWS;
-              leaving.start(*sums, nullptr, real, n - j - c, y + (i + r) * y_stride + j + c, y_stride, false);
-            }
-        }
-      }
-    leaving.finish();
-    free(block), free(left), free(right);
-    close_tiles();
-  }
+void turned_product(const bf16* a, long a_stride, const bf16* b, long b_stride, bf16* y, long y_stride, long m, long n,
+                    long k) {
+  multiply_all({{{a, a_stride, m, false}, {b, b_stride, n, false}, k, y, y_stride, false}}, omp_get_max_threads());
+}
+
+// Groups of rows of x (m, k), which end at `ends`, each times a matrix of its own: (n, k), or (k, n) if not along, all of one
+// stride. The result is y (m, n), or is added to it.
+void grouped_product(const bf16* x, long x_stride, const int64_t* ends, const int64_t* matrices, long stride, long along,
+                     bf16* y, long y_stride, long groups, long n, long k, long add) {
+  std::vector<Product> products;
+  for (long g = 0, first = 0; g < groups; first = ends[g++])
+    if (ends[g] > first)
+      products.push_back({{x + first * x_stride, x_stride, ends[g] - first, true},
+                          {(const bf16*)matrices[g], stride, n, along != 0},
+                          k, y + first * y_stride, y_stride, add != 0});
+  multiply_all(products, 1);
 }
 
 }  // extern "C"

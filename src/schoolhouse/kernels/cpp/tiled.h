@@ -22,9 +22,11 @@ struct Leaving {
   bf16* y;
   long stride, row = 0, rows = 0;
   bool past;  // the caches, for what is too large for them
+  bool add;   // to what is there
 
   WITH_BF16 void start(const Sums& finished, const float* scales, long count, long columns, bf16* to, long to_stride,
-                       bool large) {
+                       bool large, bool more = false) {
+    add = more;
     past = large && columns >= COLUMNS && (uintptr_t)to % 64 == 0 && to_stride % COLUMNS == 0;
     const __m512 one = _mm512_set1_ps(1.0f);
     sums = &finished, y = to, stride = to_stride, row = 0, rows = count;
@@ -35,8 +37,12 @@ struct Leaving {
   WITH_BF16 void some(long count) {
     for (const long end = row + count < rows ? row + count : rows; row < end; row++) {
       const long t = row / TILE * 2, r = row % TILE;
-      const __m512 a = _mm512_mul_ps(_mm512_load_ps(sums->tile[t][r]), left);
-      const __m512 b = _mm512_mul_ps(_mm512_load_ps(sums->tile[t + 1][r]), right);
+      __m512 a = _mm512_mul_ps(_mm512_load_ps(sums->tile[t][r]), left);
+      __m512 b = _mm512_mul_ps(_mm512_load_ps(sums->tile[t + 1][r]), right);
+      if (add) {
+        a = _mm512_add_ps(a, widen(y + row * stride, inside));
+        b = _mm512_add_ps(b, widen(y + row * stride + PANEL, inside >> PANEL));
+      }
       const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
       if (past)
         _mm512_stream_si512((__m512i*)(y + row * stride), both);
