@@ -47,6 +47,7 @@ STAGES: Mapping[str, str] = {
     "compress.quantize": "schoolhouse.compress.quantize",
     "compress.gguf": "schoolhouse.compress.export",
     "evaluate.exam": "schoolhouse.evaluate.exam",
+    "evaluate.gate": "schoolhouse.evaluate.gate",
     "evaluate.report": "schoolhouse.evaluate.report",
 }
 """The stages that a recipe may name with `run = "..."`, and the modules behind them.
