@@ -44,6 +44,8 @@ STAGES: Mapping[str, str] = {
     "train.grpo": "schoolhouse.train.grpo",
     "train.distill": "schoolhouse.train.distill",
     "compress.prune": "schoolhouse.compress.prune",
+    "compress.latent": "schoolhouse.compress.latent",
+    "compress.upcycle": "schoolhouse.compress.upcycle",
     "compress.quantize": "schoolhouse.compress.quantize",
     "compress.gguf": "schoolhouse.compress.export",
     "evaluate.exam": "schoolhouse.evaluate.exam",
