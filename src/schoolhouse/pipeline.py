@@ -44,9 +44,12 @@ STAGES: Mapping[str, str] = {
     "train.grpo": "schoolhouse.train.grpo",
     "train.distill": "schoolhouse.train.distill",
     "compress.prune": "schoolhouse.compress.prune",
+    "compress.latent": "schoolhouse.compress.latent",
+    "compress.upcycle": "schoolhouse.compress.upcycle",
     "compress.quantize": "schoolhouse.compress.quantize",
     "compress.gguf": "schoolhouse.compress.export",
     "evaluate.exam": "schoolhouse.evaluate.exam",
+    "evaluate.gate": "schoolhouse.evaluate.gate",
     "evaluate.report": "schoolhouse.evaluate.report",
 }
 """The stages that a recipe may name with `run = "..."`, and the modules behind them.

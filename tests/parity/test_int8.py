@@ -8,8 +8,9 @@ from test_families import theirs
 
 from schoolhouse.compress.quantize import quantize_folder
 from schoolhouse.core.run import Run
+from schoolhouse.model.codes import Scheme, pack, quantize_rows, unpack
 from schoolhouse.model.config import ModelConfig
-from schoolhouse.model.quantized import Scheme, pack, quantize_rows, unpack
+from schoolhouse.model.quantized import Coded
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model, save_model
 
@@ -59,6 +60,26 @@ def test_transformers_reads_the_folder_to_the_same_logits(tmp_path, tied, scheme
     spread = float(want.std())
     assert float((few - want[:1, :3]).abs().max()) < 0.05 * spread
     assert float((many - want).abs().max()) < 0.05 * spread
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4, 32)], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_reads_an_embedding_in_codes(tmp_path, tied, scheme, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    model = Transformer(ModelConfig(**SIZES, tie_word_embeddings=tied))
+    model.init_weights(torch.Generator().manual_seed(3))
+    save_model(model, tmp_path / "source")
+    quantize_folder(tmp_path / "source", tmp_path / "codes", Run.for_tests(tmp_path), scheme, scheme)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "codes", dtype=torch.float32).eval()
+    ours = load_model(tmp_path / "codes")
+    for name, layer in ours.named_modules():
+        if isinstance(layer, Coded):  # they multiply codes and scales in the scales' own type
+            assert torch.equal(theirs.get_submodule(name).weight, layer.dequantized().bfloat16().float())
+    assert torch.equal(theirs.lm_head.weight, ours.head_weight.bfloat16().float())
+    ids = torch.randint(0, 96, (2, 14), generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        want, got = theirs(ids).logits, ours(ids).logits
+    assert float((got - want).abs().max()) < 0.02 * float(want.std())
 
 
 @pytest.mark.parametrize("case", ["phi", "phi3", "gpt_neox", "gptj"])

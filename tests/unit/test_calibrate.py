@@ -10,13 +10,15 @@ from torch import nn
 from school import LIVELY, artifact, conversation, draft, fp32_run, network, write_data, write_pupil
 from schoolhouse.compress import quantize
 from schoolhouse.compress.awq import best_factors, scale_channels, shared_inputs
-from schoolhouse.compress.calibrate import quantize_calibrated
+from schoolhouse.compress.calibrate import Schemes, quantize_calibrated
 from schoolhouse.compress.gptq import gptq
 from schoolhouse.core.errors import DataError, ModelError, RecipeError
 from schoolhouse.core.run import Run
+from schoolhouse.model.codes import Scheme, quantize_rows, spread
 from schoolhouse.model.config import MLA, ModelConfig, MoE
 from schoolhouse.model.layers import RMSNormPlusOne
-from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, quantize_rows, spread
+from schoolhouse.model.quantization import linears_to_quantize
+from schoolhouse.model.quantized import QuantLinear
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_config, load_model, save_model
 
@@ -126,7 +128,7 @@ def loud_network():
 def test_a_calibrated_network_stays_closer_than_one_rounded_to_nearest(method, tmp_path):
     reference, model, nearest = (loud_network() for _ in range(3))
     texts = texts_for(model)
-    list(quantize_calibrated(model, texts, INT4, method, Run.for_tests(tmp_path)))
+    list(quantize_calibrated(model, texts, Schemes(INT4), method, Run.for_tests(tmp_path)))
     assert not [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
     for name, linear in list(linears_to_quantize(nearest, INT4)):
         parent, _, own = name.rpartition(".")
@@ -150,7 +152,7 @@ def test_experts_learn_from_their_own_tokens_and_prediction_layers_are_rounded_t
     model, reference = deepseek_like(), deepseek_like()
     texts = texts_for(model)
     layers = len(list(linears_to_quantize(model, INT4)))
-    assert len(list(quantize_calibrated(model, texts, INT4, method, Run.for_tests(tmp_path)))) == layers
+    assert len(list(quantize_calibrated(model, texts, Schemes(INT4), method, Run.for_tests(tmp_path)))) == layers
     assert sum(isinstance(m, QuantLinear) for m in model.modules()) == layers
     assert 0 < divergence(model, reference, texts) < 0.05
 
@@ -158,7 +160,7 @@ def test_experts_learn_from_their_own_tokens_and_prediction_layers_are_rounded_t
 def test_awq_says_where_it_has_no_way(tmp_path):
     model = network(model_type="gemma2", architectures=["Gemma2ForCausalLM"], **SIZES)
     with pytest.raises(ModelError, match="take method 'gptq'"):
-        list(quantize_calibrated(model, texts_for(model), INT4, "awq", Run.for_tests(tmp_path)))
+        list(quantize_calibrated(model, texts_for(model), Schemes(INT4), "awq", Run.for_tests(tmp_path)))
 
 
 def data_of(folder):

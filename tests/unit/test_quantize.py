@@ -10,19 +10,10 @@ from schoolhouse.compress import quantize
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.errors import ModelError
 from schoolhouse.core.run import Run
+from schoolhouse.model.codes import INT8, Scheme, pack, quantize_rows, unpack
 from schoolhouse.model.config import MLA, ModelConfig, MoE
-from schoolhouse.model.quantized import (
-    FEW_ROWS,
-    INT8,
-    KEEP_AFTER,
-    QuantLinear,
-    Scheme,
-    pack,
-    quantization_config,
-    quantize_rows,
-    replace_linears,
-    unpack,
-)
+from schoolhouse.model.quantization import quantization_config, replace_linears
+from schoolhouse.model.quantized import FEW_ROWS, KEEP_AFTER, QuantLinear
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model, save_model
 
@@ -60,7 +51,9 @@ def artifact(path: Path) -> Artifact:
 def run_stage(source: Path, tmp_path: Path) -> Draft:
     out = Draft(tmp_path / "out", {})
     out.path.mkdir()
-    quantize.run(quantize.Config(model="base"), {"base": artifact(source)}, Run.for_tests(tmp_path), out)
+    quantize.run(
+        quantize.Config(model="base", embedding="whole"), {"base": artifact(source)}, Run.for_tests(tmp_path), out
+    )
     return out
 
 
@@ -218,7 +211,7 @@ def test_training_int8_is_refused_in_words():
 )
 def test_another_quantization_is_named_and_refused(path, value, named):
     model = Transformer(tiny_config())
-    config = json.loads(json.dumps(quantization_config(model)))
+    config = json.loads(json.dumps(quantization_config(model, {"model.layers.0.mlp.up_proj": INT8})))
     place = config
     for key in path[:-1]:
         place = place[key]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.model.codes import Scheme, quantize_rows, spread
 from schoolhouse.model.layers import GatedFeedForward, RMSNormPlusOne
-from schoolhouse.model.quantized import Scheme, quantize_rows, spread
 from schoolhouse.model.transformer import DecoderLayer
 
 GRID = 20  # exponents tried, from 0 to before 1

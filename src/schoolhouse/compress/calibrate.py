@@ -10,25 +10,42 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from schoolhouse.compress.awq import best_factors, scale_channels, shared_inputs
 from schoolhouse.compress.gptq import gptq
+from schoolhouse.compress.observe import ask_experts
 from schoolhouse.core.artifact import Artifact
 from schoolhouse.core.errors import DataError, ModelError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.model.attention import Causal
+from schoolhouse.model.codes import Scheme, quantize_rows
 from schoolhouse.model.moe import MixtureOfExperts
-from schoolhouse.model.quantized import QuantLinear, Scheme, linears_to_quantize, quantize_rows
+from schoolhouse.model.quantization import ends_to_quantize, linears_to_quantize, put
+from schoolhouse.model.quantized import Coded, QuantEmbedding, QuantLinear
 from schoolhouse.model.transformer import DecoderLayer, Transformer
 from schoolhouse.model.weights import load_config, read_config
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.records import CONVERSATIONS, read_conversations
 
 Method = Literal["gptq", "awq"]
+
+
+class Schemes(NamedTuple):
+    """How linear layers become codes, and how embedding and head do (None: they stay whole)."""
+
+    linears: Scheme
+    ends: Scheme | None = None
+
+
+def schemes_to_make(model: Transformer, schemes: Schemes) -> dict[str, Scheme]:
+    """The layers that become codes, and how."""
+    inner = {name: schemes.linears for name, _ in linears_to_quantize(model, schemes.linears)}
+    ends = {} if schemes.ends is None else dict.fromkeys(ends_to_quantize(model, schemes.ends), schemes.ends)
+    return inner | ends
 
 
 @dataclass
@@ -49,15 +66,18 @@ class Seen:
 
 @torch.no_grad()
 def quantize_calibrated(
-    model: Transformer, texts: Sequence[Sequence[int]], scheme: Scheme, method: Method, run: Run
+    model: Transformer, texts: Sequence[Sequence[int]], schemes: Schemes, method: Method, run: Run
 ) -> Iterator[tuple[float, float]]:
-    """Put codes in the place of the model's linear layers, chosen by `method` from what they read in `texts`.
+    """Put codes in the place of the model's weights, chosen by `method` from what its layers read in `texts`.
 
     texts: ids of each. Yields, of each layer, the squares of its weights and of what rounding changed; a layer that no
     text reaches (an expert that nobody asked) is rounded to nearest.
     """
+    scheme = schemes.linears
     chosen = dict(linears_to_quantize(model, scheme))
     ids = [torch.tensor([text], device=model.head_weight.device) for text in texts]
+    if schemes.ends is not None:
+        yield from _quantize_ends(model, ids, schemes.ends, method)
     states = [model.embed(row) for row in ids]  # (1, T, D) each
     depth = len(model.model.layers)
     for number, layer in enumerate(model.model.layers):
@@ -73,15 +93,50 @@ def quantize_calibrated(
             seen = _watch(model, layer, own, states)
         for name, linear in own.items():
             codes, scales = _round(linear, seen.get(name), scheme, method)
-            quantized = QuantLinear.from_codes(linear, codes, scales, scheme)
-            exact = linear.weight.float()
-            change = quantized.dequantized().float() - exact
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, quantized)
-            yield float(exact.square().sum()), float(change.square().sum())
+            yield _replace(model, name, linear, QuantLinear.from_codes(linear, codes, scales, scheme))
         if not predicts:
             states = [_pass(model, layer, x) for x in states]
         run.log.step(number + 1, depth)
+
+
+def _quantize_ends(
+    model: Transformer, ids: Sequence[Tensor], scheme: Scheme, method: Method
+) -> Iterator[tuple[float, float]]:
+    """Put codes in the place of embedding and head; as in `quantize_calibrated`.
+
+    The head reads hidden states, which GPTQ can look at. What is looked up is added to the stream as it is, so that
+    each of its numbers counts alike. A matrix that is both gets the sum of the two errors, each by its own size.
+    """
+    ends = ends_to_quantize(model, scheme)
+    read = _read_by_head(model, ids) if method == "gptq" and ends else None
+    for name, end in ends.items():
+        if isinstance(end, nn.Linear):
+            codes, scales = _round(end, read, scheme, method)
+            yield _replace(model, name, end, QuantLinear.from_codes(end, codes, scales, scheme))
+            continue
+        if read is not None and model.config.tie_word_embeddings:
+            alike = torch.eye(len(read.products), device=read.products.device) * read.products.diagonal().mean()
+            codes, scales = gptq(end.weight, read.products + alike, scheme)
+        else:
+            codes, scales = quantize_rows(end.weight, scheme=scheme)
+        yield _replace(model, name, end, QuantEmbedding.from_codes(end, codes, scales, scheme))
+
+
+def _read_by_head(model: Transformer, ids: Sequence[Tensor]) -> Seen:
+    size = model.config.hidden_size
+    blank = torch.zeros(size, device=ids[0].device)
+    seen = Seen(torch.outer(blank, blank), blank)
+    for row in ids:
+        seen.add(model.hidden(row, Causal(1, row.shape[1], row.device)))
+    return seen
+
+
+def _replace(model: Transformer, name: str, old: nn.Linear | nn.Embedding, coded: Coded) -> tuple[float, float]:
+    """Put codes in the place of a layer: the squares of its weights, and of what rounding changed."""
+    exact = old.weight.float()
+    change = coded.dequantized().float() - exact
+    put(model, name, coded)
+    return float(exact.square().sum()), float(change.square().sum())
 
 
 def unquantized(source: Path) -> dict[str, Any]:
@@ -137,22 +192,12 @@ def _watching(layer: DecoderLayer, own: Mapping[str, nn.Linear], seen: dict[str,
         return watch
 
     handles = [linear.register_forward_pre_hook(watcher(name)) for name, linear in own.items()]
-    handles += [m.register_forward_pre_hook(_ask_experts) for m in layer.modules() if isinstance(m, MixtureOfExperts)]
+    handles += [m.register_forward_pre_hook(ask_experts) for m in layer.modules() if isinstance(m, MixtureOfExperts)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _ask_experts(moe: MixtureOfExperts, args: tuple[Tensor, ...]) -> None:
-    """Show each expert its own tokens: the grouped product that computes with their weights never calls them."""
-    flat = args[0].flatten(0, -2)
-    chosen = moe.gate(flat).chosen
-    for number, expert in enumerate(moe.experts):
-        mine = (chosen == number).any(dim=-1)
-        if bool(mine.any()):
-            expert(flat[mine])
 
 
 def _even_out(layer: DecoderLayer, own: Mapping[str, nn.Linear], seen: Mapping[str, Seen], scheme: Scheme) -> None:

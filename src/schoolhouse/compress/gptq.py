@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from schoolhouse.model.quantized import Scheme, best_scales, finite, round_by, spread
+from schoolhouse.model.codes import Scheme, best_scales, finite, round_by, spread
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it
 BLOCK = 128  # columns after which the error is carried to the rest

@@ -8,6 +8,7 @@
     ├── TaskError               exit 1   a task or a verifier that does not exist or is badly described
     ├── TrainError              exit 1   training cannot go on (nothing to learn from, a loss that is not a number)
     ├── MachineError            exit 1   too little memory or disk
+    ├── ToleranceError          exit 1   a measured loss is larger than the recipe allows
     ├── BudgetError             exit 3   the time of the recipe is spent
     └── Stopped                 exit 130 somebody asked us to stop
 
@@ -52,6 +53,10 @@ class TrainError(SchoolhouseError, RuntimeError):
 
 class MachineError(SchoolhouseError, RuntimeError):
     """The machine has too little memory or disk for what was asked."""
+
+
+class ToleranceError(SchoolhouseError, RuntimeError):
+    """What was measured lies beyond what the recipe tolerates."""
 
 
 class BudgetError(SchoolhouseError, RuntimeError):

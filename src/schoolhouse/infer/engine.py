@@ -79,7 +79,7 @@ class Engine:
 
     def __init__(self, model: Transformer, slots: int = 64) -> None:
         self.model = model
-        weight = model.head_weight
+        weight = next(model.parameters())  # codes are none: they have no number type to compute in
         self._cache = SlotCache(model.config, slots, weight.dtype, weight.device)
         self._device = weight.device
         self._slots = slots

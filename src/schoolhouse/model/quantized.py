@@ -1,18 +1,12 @@
-"""Linear layers with weights in codes of 8 or 4 bits: `w = code * scale`, a scale for a row or a part of it.
+"""Linear layers and embeddings whose weights stay codes in memory; for inference only.
 
-On disk this is compressed-tensors' `pack-quantized` format (`weight_packed`, `weight_scale`, `weight_shape`), which
-transformers reads as such weights with 16-bit activations. In memory they stay codes, see `QuantLinear`. For inference
-only.
-
-Source: vllm-project/compressed-tensors 0.20, `compressors/pack_quantized`.
+On disk this is compressed-tensors' `pack-quantized` format, which other programs read (`model/quantization.py`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,130 +14,25 @@ from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.packed_weight import PackedCodes, can_pack_codes
-from schoolhouse.model.families import names_of
-from schoolhouse.model.transformer import Transformer
+from schoolhouse.model.codes import (
+    INT8,
+    PACKED,
+    SCALE,
+    Scheme,
+    from_nibbles,
+    nibbles,
+    pack,
+    quantize_rows,
+    spread,
+    unpack,
+)
 
 FEW_ROWS = 8  # up to here torch's int8 product is faster than its bf16 one, beyond it slower (bench/int8.py)
 KEEP_AFTER = 3  # calls with many rows in a row after which the bf16 copy is kept: a batch is running, not one prompt
-_FLIP = -0x7F7F7F80  # 0x80808080 as a signed int32: adds 128 to each of the four bytes
-_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a scale of 4 bits: cutting the largest may spare the others
-PACKED, SHAPE = "weight_packed", "weight_shape"
-"""What a file calls codes, and the note of how many there are, which follows from the config and is not kept here."""
-
-_PARTS = (PACKED, "weight_scale")
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How weights become codes: the bits of a code, and how many of a row share a scale (None: all of them)."""
-
-    bits: int = 8
-    group: int | None = None
-
-    @property
-    def most(self) -> int:
-        """The largest code; 8 bits use as many below 0, 4 bits one more."""
-        return (1 << self.bits - 1) - 1
-
-    @property
-    def in_a_word(self) -> int:
-        """Codes in a stored int32."""
-        return 32 // self.bits
-
-    def fits(self, inner: int) -> bool:
-        """True if rows of so many weights can be stored so."""
-        return inner % self.in_a_word == 0 and (self.group is None or inner % self.group == 0)
-
-    def groups(self, inner: int) -> int:
-        """Scales of a row of so many weights."""
-        return 1 if self.group is None else inner // self.group
-
-
-INT8 = Scheme()
-
-
-def quantize_rows(
-    weight: Tensor, scale_dtype: torch.dtype = torch.bfloat16, scheme: Scheme = INT8
-) -> tuple[Tensor, Tensor]:
-    """Round a matrix to the nearest codes, each row, or group of a row, by its own scale. weight: (N, K) floats.
-
-    Returns codes (N, K) int8 and scales (N, G) `scale_dtype`. With 8 bits |weight - codes * scale| <= scale / 2 for
-    every element; with 4 bits the scale is the one of a few, smaller ones too, that leaves the least squared error.
-    Raises ModelError for weights that are not finite.
-    """
-    exact = finite(weight)
-    parts = exact.unflatten(1, (scheme.groups(exact.shape[1]), -1))  # (N, G, K / G)
-    scales = best_scales(parts, scheme, scale_dtype)  # (N, G)
-    return round_by(parts, scales[..., None], scheme).flatten(1), scales
-
-
-def finite(weight: Tensor) -> Tensor:
-    """The same numbers in fp32; ModelError if one of them is none."""
-    exact = weight.detach().float()
-    if not bool(exact.isfinite().all()):
-        raise ModelError(
-            "A weight matrix holds values that are not finite: this checkpoint is damaged, take an earlier one."
-        )
-    return exact
-
-
-def best_scales(parts: Tensor, scheme: Scheme, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A scale for each row along the last dimension, rounded to `dtype`. parts: (..., n) fp32 to (...)."""
-    widest = parts.abs().amax(dim=-1) / scheme.most
-    if scheme.bits == 8:
-        return widest.to(dtype)
-    best, least = widest.to(dtype), torch.full_like(widest, float("inf"))
-    for shrink in _SHRINKS:
-        scale = (widest * shrink).to(dtype)
-        error = (round_by(parts, scale[..., None], scheme) * scale[..., None].float() - parts).square().sum(-1)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-    return best
-
-
-def round_by(weights: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-    """The nearest codes, int8, in the shape of `weights`; scales: of a shape that spreads over them."""
-    # Rounding the scale down to bf16 may push the largest weight 0.4% past the last code, well within half a step.
-    divisor = scales.float()
-    codes = (weights / divisor.where(divisor > 0, 1.0)).round()
-    return codes.clamp_(-scheme.most - (scheme.bits == 4), scheme.most).to(torch.int8)
-
-
-def spread(scales: Tensor, inner: int) -> Tensor:
-    """Scales (N, G) for every weight of their rows: (N, K), or (N, 1) where a row has one."""
-    return scales if scales.shape[1] == 1 else scales.repeat_interleave(inner // scales.shape[1], dim=1)
-
-
-def pack(codes: Tensor, bits: int = 8) -> Tensor:
-    """(N, K) int8 to int32 words, the first code lowest: each of 8 bits plus 128, each of 4 bits plus 8."""
-    if bits == 8:
-        return codes.contiguous().view(torch.int32) ^ _FLIP
-    return nibbles(codes).view(torch.int32)
-
-
-def unpack(packed: Tensor, bits: int = 8) -> Tensor:
-    """Undo `pack`."""
-    return (packed ^ _FLIP).view(torch.int8) if bits == 8 else from_nibbles(packed.view(torch.uint8))
-
-
-def nibbles(codes: Tensor) -> Tensor:
-    """Codes (N, K) of -8..7, two a byte, 8 added to each, the first low: (N, K / 2) uint8."""
-    both = (codes + 8).to(torch.uint8)
-    return (both[:, 0::2] | both[:, 1::2] << 4).contiguous()
-
-
-def from_nibbles(both: Tensor) -> Tensor:
-    """Undo `nibbles`: (N, K) int8."""
-    return torch.stack((both & 15, both >> 4), dim=-1).flatten(1).to(torch.int8) - 8
-
-
-def shape_note(packed: Tensor, bits: int = 8) -> Tensor:
-    """What a file says beside packed codes: how many rows and columns they have."""
-    rows, words = packed.shape
-    return torch.tensor([rows, words * 32 // bits])
-
-
-class QuantLinear(nn.Module):
-    """`nn.Linear` with weights in codes. Its state has the names of the file, its memory the form of a fast product.
+class Coded(nn.Module):
+    """A matrix in codes, and products with it: its state has the names of the file, its memory a fast product's form.
 
     `weight` holds codes of 8 bits (N, K) as int8, and of 4 bits two a byte, (N, K / 2). Rows pass a copy of the codes
     that is laid out for the C++ product; where there is none, a copy in bf16: of 4 bits always, of 8 bits when several
@@ -168,20 +57,10 @@ class QuantLinear(nn.Module):
         self._copy: Tensor | None = None
         self._packed: PackedCodes | None = None
 
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, scheme: Scheme = INT8) -> QuantLinear:
-        """Round a layer to nearest; scales keep its number type. Raises ModelError for weights that are not finite."""
-        return cls.from_codes(linear, *quantize_rows(linear.weight, linear.weight.dtype, scheme), scheme)
-
-    @classmethod
-    def from_codes(cls, linear: nn.Linear, codes: Tensor, scales: Tensor, scheme: Scheme) -> QuantLinear:
-        """What takes the place of a layer whose weights became codes (N, K) int8 with scales (N, G)."""
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
-        layer.weight = codes.contiguous() if scheme.bits == 8 else nibbles(codes)
-        layer.weight_scale = scales.to(linear.weight.dtype)
-        if linear.bias is not None:
-            layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-        return layer
+    def _hold(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Self:
+        self.weight = codes.contiguous() if self.scheme.bits == 8 else nibbles(codes)
+        self.weight_scale = scales.to(dtype)
+        return self
 
     @property
     def packed(self) -> PackedCodes | None:
@@ -196,7 +75,7 @@ class QuantLinear(nn.Module):
         """The weights as the product sees them: (N, K) in the scales' number type."""
         return self.codes().to(self.weight_scale.dtype) * spread(self.weight_scale, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """x: (..., K) to (..., N) of the same dtype. Raises ModelError if gradients are asked for.
 
         Without kernels a few rows are multiplied by torch with int8 weights as they are, which reads half of the bytes.
@@ -237,7 +116,7 @@ class QuantLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + PACKED] = self._words()
-        destination[prefix + "weight_scale"] = self.weight_scale
+        destination[prefix + SCALE] = self.weight_scale
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
@@ -252,7 +131,7 @@ class QuantLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Take what is there of this layer's tensors, as torch's own layers do, and check their shapes."""
-        for part in (*_PARTS, *(("bias",) if self.bias is not None else ())):
+        for part in (PACKED, SCALE, *(("bias",) if self.bias is not None else ())):
             if prefix + part not in state_dict:
                 missing_keys.append(prefix + part)
                 continue
@@ -267,136 +146,52 @@ class QuantLinear(nn.Module):
     def _take(self, part: str, tensor: Tensor) -> str | None:
         """Store one tensor of the file; returns what is wrong with it."""
         n, k, scheme = self.out_features, self.in_features, self.scheme
-        wanted = {PACKED: (n, k // scheme.in_a_word), "weight_scale": (n, scheme.groups(k)), "bias": (n,)}[part]
+        wanted = {PACKED: (n, k // scheme.in_a_word), SCALE: (n, scheme.groups(k)), "bias": (n,)}[part]
         if tuple(tensor.shape) != wanted:
             return f"has shape {tuple(tensor.shape)}, not {wanted}"
         if part == PACKED:
             self.weight = unpack(tensor) if scheme.bits == 8 else tensor.view(torch.uint8)
-        elif part == "weight_scale":
+        elif part == SCALE:
             self.weight_scale = tensor
         else:
             self.bias = nn.Parameter(tensor, requires_grad=False)
         return None
 
 
-def linears_to_quantize(model: nn.Module, scheme: Scheme = INT8) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that codes are for, by name: every `nn.Linear` but the output head, those of odd widths, and what
-    makes keys and values from latents, which decoding multiplies in another order.
-    """
-    for name, module in model.named_modules():
-        plain = isinstance(module, nn.Linear) and name != "lm_head" and not name.endswith(".kv_b_proj")
-        if plain and scheme.fits(module.in_features):
-            yield name, module
+class QuantLinear(Coded):
+    """`nn.Linear` with weights in codes."""
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: Scheme = INT8) -> QuantLinear:
+        """Round a layer to nearest; scales keep its number type. Raises ModelError for weights that are not finite."""
+        return cls.from_codes(linear, *quantize_rows(linear.weight, linear.weight.dtype, scheme), scheme)
+
+    @classmethod
+    def from_codes(cls, linear: nn.Linear, codes: Tensor, scales: Tensor, scheme: Scheme) -> QuantLinear:
+        """What takes the place of a layer whose weights became codes (N, K) int8 with scales (N, G)."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return layer._hold(codes, scales, linear.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., K) to (..., N): see `product`."""
+        return self.product(x)
 
 
-def scheme_of(model: nn.Module) -> Scheme | None:
-    """How the layers of a model that are in codes came to them; None if none is."""
-    return next((module.scheme for module in model.modules() if isinstance(module, QuantLinear)), None)
+class QuantEmbedding(Coded):
+    """`nn.Embedding` with rows in codes; where the head is tied to it, `product` gives the logits."""
 
-
-def quantization_config(model: Transformer, chosen: Collection[str] = (), scheme: Scheme = INT8) -> dict[str, Any]:
-    """What config.json says about a model in codes, or about one whose layers `chosen` are to be."""
-    left = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in chosen}
-    names = names_of(model.config)
-    weights = {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "channel" if scheme.group is None else "group",
-        "group_size": scheme.group,
-        "block_structure": None,
-        "dynamic": False,
-        "actorder": None,
-        "observer": "minmax",
-        "observer_kwargs": {},
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": None,
-                "output_activations": None,
-            }
-        },
-        # The head in any case, under transformers' name: it builds one of its own where it is tied.
-        "ignore": sorted({"lm_head", *map(names.module, left)}),
-        "kv_cache_scheme": None,
-    }
-
-
-def replace_linears(model: Transformer, config: Mapping[str, Any]) -> None:
-    """Put a `QuantLinear` in the place of each layer that a checkpoint's `quantization_config` says is in codes.
-
-    Raises ModelError for a quantization that is not symmetric, of 8 or 4 bits, in compressed-tensors' packed form.
-    """
-    (ignore, scheme), names = _check_config(config), names_of(model.config)
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for name, linear in linears:
-        if _matches(name, ignore) or _matches(names.module(name), ignore):
-            continue
-        if not scheme.fits(linear.in_features):
-            raise ModelError(
-                f"{name} is quantized with rows of {linear.in_features} weights, which is no multiple of "
-                f"{max(scheme.in_a_word, scheme.group or 1)}."
-            )
-        parent, _, own = name.rpartition(".")
-        with torch.device(linear.weight.device):
-            layer = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, scheme)
-        setattr(model.get_submodule(parent), own, layer)
-
-
-def _check_config(config: Mapping[str, Any]) -> tuple[list[str], Scheme]:
-    """The names to leave alone, after a look at everything that would change the meaning of the stored numbers."""
-    groups = list((config.get("config_groups") or {}).values())
-    weights = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
-    group = groups[0] if len(groups) == 1 else {}
-    found = {
-        "quant_method": config.get("quant_method"),
-        "format": group.get("format") or config.get("format"),
-        "config_groups": len(groups),
-        "targets": group.get("targets"),
-        "num_bits": weights.get("num_bits"),
-        "type": weights.get("type"),
-        "strategy": weights.get("strategy"),
-        "symmetric": weights.get("symmetric"),
-        "input_activations": group.get("input_activations"),
-        "output_activations": group.get("output_activations"),
-        "kv_cache_scheme": config.get("kv_cache_scheme"),
-    }
-    known: dict[str, tuple[Any, ...]] = {
-        "quant_method": ("compressed-tensors",),
-        "format": ("pack-quantized",),
-        "config_groups": (1,),
-        "targets": (["Linear"],),
-        "num_bits": (8, 4),
-        "type": ("int",),
-        "strategy": ("channel", "group"),
-        "symmetric": (True,),
-        "input_activations": (None,),
-        "output_activations": (None,),
-        "kv_cache_scheme": (None,),
-    }
-    for key, values in known.items():
-        if found[key] not in values:
-            raise ModelError(
-                f"The checkpoint's quantization_config has {key} = {found[key]!r}; read here is "
-                f"{' or '.join(map(repr, values))} (weights of 8 or 4 bits, symmetric, a scale for a row or a group of "
-                "it, compressed-tensors pack-quantized). Take the checkpoint in bf16."
-            )
-    if found["strategy"] == "channel":
-        return list(config.get("ignore") or []), Scheme(int(weights["num_bits"]))
-    size = weights.get("group_size")
-    if not isinstance(size, int) or size < 2 or size % 2:
-        raise ModelError(
-            f"The checkpoint's quantization_config has group_size = {size!r}; it has to be an even number."
+    @classmethod
+    def from_codes(cls, embedding: nn.Embedding, codes: Tensor, scales: Tensor, scheme: Scheme) -> QuantEmbedding:
+        """What takes the place of an embedding whose rows became codes (V, D) int8 with scales (V, G)."""
+        return cls(embedding.embedding_dim, embedding.num_embeddings, scheme=scheme)._hold(
+            codes, scales, embedding.weight.dtype
         )
-    return list(config.get("ignore") or []), Scheme(int(weights["num_bits"]), size)
 
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    """True for a name in the list, or one that a `re:` entry of it matches from its start."""
-    return any(re.match(p[3:], name) if p.startswith("re:") else p == name for p in patterns)
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: (...) int64 to their rows (..., D), in the scales' number type; only those are de-quantized."""
+        chosen = ids.flatten()
+        rows, scales = self.weight[chosen], self.weight_scale[chosen]
+        codes = rows if self.scheme.bits == 8 else from_nibbles(rows)
+        return (codes.to(scales.dtype) * spread(scales, self.in_features)).view(*ids.shape, self.in_features)

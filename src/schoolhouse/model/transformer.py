@@ -20,6 +20,7 @@ from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.layers import FeedForward, GatedFeedForward, Linear, RMSNormPlusOne, Rotary, make_norm
 from schoolhouse.model.mla import LatentAttention
 from schoolhouse.model.moe import MixtureOfExperts
+from schoolhouse.model.quantized import Coded, QuantEmbedding, QuantLinear
 
 PACKED_SHARE = 0.25  # of the machine's memory, that copies of the weights may take
 
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Embedding | QuantEmbedding = nn.Embedding(config.vocab_size, config.hidden_size)
         depth = config.num_hidden_layers
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(depth))
         self.layers.extend(PredictionLayer(config, depth + i) for i in range(config.num_nextn_predict_layers))
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings and config.head_bias:
             raise ModelError("The config ties the output head to the embedding and gives it a bias: one of them only.")
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+            self.lm_head: nn.Linear | QuantLinear = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         # Computed on the CPU even under a meta-device context: it is no part of the checkpoint.
         with torch.device("cpu"):
             self.rotary = Rotary(config)
@@ -122,9 +123,10 @@ class Transformer(nn.Module):
         for layer in layers:
             if not layer.is_packed:
                 layer.pack()
-        held = self._packed_head is not None and self._packed_head.is_of(self.head_weight)
-        if self.config.tie_word_embeddings and not held and can_pack(self.head_weight):
-            self._packed_head = PackedWeight(self.head_weight)
+        tied = self.model.embed_tokens.weight
+        held = self._packed_head is not None and self._packed_head.is_of(tied)
+        if self.config.tie_word_embeddings and not held and can_pack(tied):
+            self._packed_head = PackedWeight(tied)
 
     def unpack(self) -> None:
         """Drop those copies: training needs their memory."""
@@ -164,13 +166,19 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output head's matrix (V, D): the embedding's own where the two are tied."""
-        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        """The output head's matrix (V, D): the embedding's own where they are tied; de-quantized where it is codes."""
+        holder = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return holder.dequantized() if isinstance(holder, Coded) else holder.weight
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states. (..., D) to (..., V)."""
-        tied, cap = self.config.tie_word_embeddings, self.config.final_logit_softcapping
-        logits = linear(hidden, self.head_weight, None, self._packed_head) if tied else self.lm_head(hidden)
+        embedding, cap = self.model.embed_tokens, self.config.final_logit_softcapping
+        if not self.config.tie_word_embeddings:
+            logits = self.lm_head(hidden)
+        elif isinstance(embedding, Coded):
+            logits = embedding.product(hidden)
+        else:
+            logits = linear(hidden, embedding.weight, None, self._packed_head)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

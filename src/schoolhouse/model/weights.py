@@ -23,11 +23,12 @@ from torch import Tensor
 from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.kernels.fp8 import dequantize_blocks
+from schoolhouse.model.codes import PACKED, SHAPE, shape_note
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.families import from_hf, names_of, to_hf
 from schoolhouse.model.fp8 import is_fp8, with_scales
 from schoolhouse.model.names import Joined, Names
-from schoolhouse.model.quantized import PACKED, SHAPE, quantization_config, replace_linears, scheme_of, shape_note
+from schoolhouse.model.quantization import quantization_config, replace_linears, schemes_of
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.wrapped import unwrap_config, unwrapped_name
@@ -129,12 +130,12 @@ def _without_derived(stored: dict[str, StoredTensor], names: Names, config: Mode
     if config.tie_word_embeddings:
         _drop_copy(stored, head, embedding, "Set tie_word_embeddings to false if the head is to be used.")
         head = embedding
-    for copied, shared in _copies(config, head, embedding).items():
+    for copied, shared in copies(config, head, embedding).items():
         _drop_copy(stored, copied, shared, "A prediction layer with a head or embedding of its own is not built here.")
     return stored
 
 
-def _copies(config: ModelConfig, head: str, embedding: str) -> dict[str, str]:
+def copies(config: ModelConfig, head: str, embedding: str) -> dict[str, str]:
     """What the layers that predict further tokens store again, and from where."""
     first = config.num_hidden_layers
     return {
@@ -255,9 +256,9 @@ def save_model(
     write_tensors(folder, _in_their_names(model, state, dtype))
     name = str(dtype or next(iter(state.values())).dtype).removeprefix("torch.")
     raw = to_hf(model.config, name)
-    scheme = scheme_of(model)
-    if scheme is not None:
-        raw["quantization_config"] = quantization_config(model, scheme=scheme)
+    schemes = schemes_of(model)
+    if schemes:
+        raw["quantization_config"] = quantization_config(model, schemes)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     if like is not None:
         copy_companions(like, folder)
@@ -274,17 +275,18 @@ def _in_their_names(
     model: Transformer, state: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors as the family's checkpoints name and join them."""
-    names = names_of(model.config)
+    names, schemes = names_of(model.config), schemes_of(model)
     for stored, held in names.holders(state).items():
         joined = _join([state[n] for n in held], names.join(stored), model.config.num_key_value_heads)
         wanted = held_type(stored, joined, dtype)
         yield stored, joined.detach().to(device="cpu", dtype=wanted).contiguous()
         if stored.endswith(f".{PACKED}"):
-            scheme = scheme_of(model)
-            assert scheme is not None, "codes lie in layers that are in codes"
+            scheme = schemes[held[0].removesuffix(f".{PACKED}")]
             yield stored.removesuffix(PACKED) + SHAPE, shape_note(joined, scheme.bits)
-    for copied, shared in _copies(model.config, "lm_head.weight", "model.embed_tokens.weight").items():
-        source = state.get(shared, state["model.embed_tokens.weight"])
+    for copied, shared in copies(model.config, "lm_head.weight", "model.embed_tokens.weight").items():
+        source = state.get("model.embed_tokens.weight" if model.config.tie_word_embeddings else shared)
+        if source is None:
+            continue  # in codes: who reads it shares them
         yield copied, source.detach().to(device="cpu", dtype=held_type(shared, source, dtype), copy=True).contiguous()
 
 
