@@ -30,6 +30,8 @@ _ARGUMENTS = {
     "linear_of_codes": "plpplpllllp",
     "linear_of_nibbles": "plpplpllllp",
     "attend_one": "pplllplllppplllllff",
+    "attend_texts": "pllpllpllplpplllllf",
+    "attend_texts_back": "pllpllpllpllplppppplllllf",
     "turned_product": "plplpllll",
     "rms_norm": "pppllf",
     "gated": "pppl",
