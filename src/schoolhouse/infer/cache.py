@@ -8,12 +8,14 @@ with room to spare at the end of each row than on one without.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.native import takes
+from schoolhouse.kernels.texts import Layout, attend_layout
 from schoolhouse.model.attention import Context, Expands
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.packed import Rows
@@ -143,45 +145,61 @@ class PrefillContext(Context):
         self._prefix = prefix
         self._known = prefix[0][0].shape[1] if prefix else 0
         self.positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) + self._known  # (1, N)
-        self._lengths = list(lengths)
+        self._ends = list(accumulate(lengths))
+        self._layout = Layout([self._known], [lengths], self._known) if prefix else Layout(lengths)
         self._kv: list[tuple[Tensor, ...]] = [()] * layers
         self._bias: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
-        self._kv[layer] = keys, values = self._behind(self._prefix[layer] if self._prefix else (), k, v)
-        return self._look(q, keys, values, scoring)
+        self._kv[layer] = k[0], v[0]
+        return self._look(q, self._prefix[layer] if self._prefix else (), (k[0], v[0]), scoring)
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, form: Expands, scoring: Scoring) -> Tensor:
         """See `Context.attend_latent`; the latents are remembered, their expansion is not."""
+        self._kv[layer] = (latent[0],)
         known: tuple[Tensor, ...] = self._prefix[layer] if self._prefix else ()
-        self._kv[layer] = self._behind(known, latent)
         if known:
             known = tuple(x[0].transpose(0, 1) for x in form.expand(known[0].transpose(0, 1)[None]))
-        keys, values = self._behind(known, *form.expand(latent))
-        return self._look(q, keys, values, scoring)
+        k, v = form.expand(latent)
+        return self._look(q, known, (k[0], v[0]), scoring)
 
-    def _behind(self, known: Sequence[Tensor], *new: Tensor) -> tuple[Tensor, ...]:
-        """Each text's own tokens (1, N, Hk, Dh) behind the prefix (Hk, S0, Dh), if any: each (texts, Hk, S, Dh)."""
-        rows = [self._rows.spread(x[0]).transpose(1, 2) for x in new]
+    def _look(self, q: Tensor, known: Sequence[Tensor], new: Sequence[Tensor], scoring: Scoring) -> Tensor:
+        """Attention over keys and values of the prefix, each (Hk, S0, Dh), if any, and of the texts, each (N, Hk, Dh)."""
+        keys, values = new
         if known:
-            olds = [old[None].expand(len(own), -1, -1, -1) for old, own in zip(known, rows, strict=True)]
-            rows = [torch.cat(pair, dim=2) for pair in zip(olds, rows, strict=True)]
-        return tuple(rows)
+            keys, values = (torch.cat((old.transpose(0, 1), own)) for old, own in zip(known, new, strict=True))
+        out = attend_layout(q[0], keys, values, self._layout, scoring)
+        if out is None:
+            keys, values = (self._behind(x) for x in (keys, values))
+            bias = self._bias_of(q, scoring.window)
+            out = self._rows.join(attend(self._rows.spread(q[0]), keys, values, bias, scoring))
+        return out[None]
 
-    def _look(self, q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
-        window = scoring.window
+    def _behind(self, x: Tensor) -> Tensor:
+        """The prefix and all texts (S0 + N, Hk, Dh), one text behind the other, to (texts, Hk, S, Dh), each behind the prefix."""
+        known, own = x[: self._known].transpose(0, 1), self._rows.spread(x[self._known :]).transpose(1, 2)
+        return torch.cat((known[None].expand(len(own), -1, -1, -1), own), dim=2) if self._known else own
+
+    def _bias_of(self, q: Tensor, window: int | None) -> Tensor:
+        """(1, T, S): 0 for a text's tokens up to the query's own, -inf elsewhere; made once for all layers."""
         if window not in self._bias:
             query_at = self._known + torch.arange(self._rows.width, device=q.device)[:, None]
-            key_at = torch.arange(keys.shape[2], device=q.device)[None]
+            key_at = torch.arange(self._known + self._rows.width, device=q.device)[None]
             hidden = key_at > query_at
             if window is not None:
                 hidden |= key_at <= query_at - window
             shown = torch.zeros(1, *hidden.shape, dtype=q.dtype, device=q.device)
             self._bias[window] = shown.masked_fill_(hidden, float("-inf"))
-        return self._rows.join(attend(self._rows.spread(q[0]), keys, values, self._bias[window], scoring))[None]
+        return self._bias[window]
 
     def kv(self, text: int) -> KV:
         """What is remembered of one text from its very start, prefix included."""
-        end = self._known + self._lengths[text]
-        return [tuple(part[text, :, :end] for part in layer) for layer in self._kv]
+        own = slice(self._ends[text - 1] if text else 0, self._ends[text])
+        new = [tuple(part[own].transpose(0, 1) for part in layer) for layer in self._kv]
+        if not self._prefix:
+            return new
+        return [
+            tuple(torch.cat(pair, dim=1) for pair in zip(*both, strict=True))
+            for both in zip(self._prefix, new, strict=True)
+        ]

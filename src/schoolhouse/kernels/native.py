@@ -30,6 +30,8 @@ _ARGUMENTS = {
     "decode_layers": "plpppppllllllffp",
     "attend_one": "pplllplllppplllllff",
     "weigh_words": "plppppll",
+    "attend_texts": "pllpllpllplpplllllf",
+    "attend_texts_back": "pllpllpllpllplppppplllllf",
     "turned_product": "plplpllll",
     "grouped_product": "plppllplllll",
     "rms_norm": "ppppllff",

@@ -16,6 +16,7 @@ from torch import Tensor
 from schoolhouse.kernels.attention import Scoring, attend
 from schoolhouse.kernels.causal import attend_texts
 from schoolhouse.kernels.grid import filler
+from schoolhouse.kernels.texts import Layout, attend_layout
 from schoolhouse.model.attention import Context
 
 WIDTH_GRID = 16  # of rows as attention sees them
@@ -90,6 +91,7 @@ class Packed(Context):
         parts = [torch.arange(n) for n in prompts]
         self._group = len(replies[0]) if replies else 0
         assert all(len(r) == self._group for r in replies), "every prompt needs equally many replies"
+        self._layout = Layout(prompts, replies)
         self._replies: Rows | None = None
         if self._group:
             self._replies = Rows([n for row in replies for n in row], device)
@@ -99,6 +101,9 @@ class Packed(Context):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
+        out = attend_layout(q[0], k[0], v[0], self._layout, scoring)
+        if out is not None:
+            return out[None]
         if self._replies is None and self._prompts.width > LONG:
             return attend_texts(q[0], k[0], v[0], self._prompt_lengths, scoring)[None]
         prompt_bias, reply_bias = self._biases(q.dtype, scoring.window)

@@ -1,0 +1,175 @@
+// Attention within texts, forward: blocks of queries over strips of keys, no scores kept.
+//
+// All is turned: a block of scores has keys as rows and queries as columns, so that a register holds sixteen queries and
+// the softmax needs no sums across it. A query's highest score so far, the sum of its shares and its output change as
+// the keys go by; its logarithm of the sum, to base 2, is kept for the way back.
+// Sources: arXiv 2205.14135, algorithm 1; arXiv 2307.08691, section 3.1.
+
+#include <math.h>
+
+#include "texts.h"
+
+namespace {
+
+constexpr long CHUNK = 512;  // queries of one turn: keys are laid out anew for each
+
+struct Turn {
+  long text, first, last, head;
+};
+
+struct Forward {
+  Tokens q, k, v;
+  const Text* texts;
+  Shape shape;
+  bf16* out;
+  float* logs;
+};
+
+// What one thread holds: the keys and values of a turn, and one block of queries.
+struct Hold {
+  bf16 *keys, *values, *queries, *shares;
+  float *scores, *out, *highest, *total;
+  std::vector<Strip> strips;
+};
+
+long room_of(const Forward& f, long keys) {
+  const long wide = whole(f.q.width), deep = whole(f.v.width);
+  return 2 * (keys * (wide + deep) + wide * QUERIES + STRIPS * DEEP * QUERIES) +
+         4 * QUERIES * (STRIPS * DEEP + deep + 2) + 64 * 8;
+}
+
+void lay_keys(const Forward& f, const Text& text, long count, long head, bool own, long& place, Hold& hold) {
+  lay_rows(f.k.rows(text.key, count, head), hold.keys + place * whole(f.k.width));
+  lay_turned(f.v.rows(text.key, count, head), hold.values + place * whole(f.v.width));
+  add_strips(hold.strips, place, count, own);
+  place += whole(count);
+}
+
+// Scores of 16 queries with some strips to shares, as pairs of keys; what was summed before shrinks to the new highest.
+WITH_BF16 void take_shares(const Forward& f, const Strip* strips, long count, long block, long column, Hold& hold) {
+  const __m512 scale = _mm512_set1_ps(f.shape.scale * 1.44269504f);
+  const __m512 before = _mm512_load_ps(hold.highest + column);
+  const long query = block + column;
+  __m512 most = _mm512_set1_ps(-INFINITY);
+  for (long s = 0; s < count; s++) {
+    const float* scores = hold.scores + s * DEEP * QUERIES + column;
+    if (seen_wholly(strips[s], query))
+      for (long i = 0; i < DEEP; i++) most = _mm512_max_ps(most, _mm512_load_ps(scores + i * QUERIES));
+    else
+      for (long i = 0; i < DEEP; i++)
+        most = _mm512_mask_max_ps(most, seen(strips[s], i, query), most, _mm512_load_ps(scores + i * QUERIES));
+  }
+  const __m512 highest = _mm512_max_ps(before, _mm512_mul_ps(most, scale));
+  const __m512 shrink = power_of_two(_mm512_sub_ps(before, highest));
+  __m512 even = _mm512_mul_ps(_mm512_load_ps(hold.total + column), shrink), odd = _mm512_setzero_ps();
+  for (long s = 0; s < count; s++) {
+    const float* scores = hold.scores + s * DEEP * QUERIES + column;
+    bf16* shares = hold.shares + s * DEEP * QUERIES + column * BOTH;
+    const bool all = seen_wholly(strips[s], query);
+    for (long i = 0; i < DEEP; i += 2) {
+      __m512 a = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * QUERIES), scale, highest));
+      __m512 b = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * QUERIES), scale, highest));
+      if (!all) {
+        a = _mm512_maskz_mov_ps(seen(strips[s], i, query), a);
+        b = _mm512_maskz_mov_ps(seen(strips[s], i + 1, query), b);
+      }
+      even = _mm512_add_ps(even, a);
+      odd = _mm512_add_ps(odd, b);
+      _mm512_store_si512(shares + i * QUERIES, pairs_of(a, b));
+    }
+  }
+  _mm512_store_ps(hold.highest + column, highest);
+  _mm512_store_ps(hold.total + column, _mm512_add_ps(even, odd));
+  if (_mm512_cmp_ps_mask(before, highest, _CMP_NEQ_UQ) == 0) return;
+  for (long d = 0; d < whole(f.v.width); d++) {
+    float* out = hold.out + d * QUERIES + column;
+    _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), shrink));
+  }
+}
+
+// A block of `count` queries of one head, the first of them number `block` of its text.
+WITH_BF16 void forward_block(const Forward& f, const Text& text, long block, long count, long head, Hold& hold) {
+  const long wide = whole(f.q.width), deep = whole(f.v.width), columns = whole(count), first = text.query + block;
+  lay_columns(f.q.rows(first, count, head), QUERIES, hold.queries);
+  for (long i = 0; i < columns; i++) hold.highest[i] = -1e30f, hold.total[i] = 0;
+  for (long i = 0; i < deep * QUERIES; i++) hold.out[i] = 0;
+  const long all = strips_of(hold.strips.data(), hold.strips.size(), block, columns - 1);
+  for (long s = 0; s < all; s += STRIPS) {
+    const Strip* strips = hold.strips.data() + s;
+    const long here = smaller(all - s, STRIPS);
+    for (long i = 0; i < here; i++) {
+      const long from = first_column(strips[i], block);
+      multiply({hold.keys + strips[i].place * wide, wide, DEEP}, {hold.queries + from * BOTH, QUERIES * BOTH}, DEEP,
+               columns - from, wide / DEEP, hold.scores + i * DEEP * QUERIES + from, QUERIES, false);
+    }
+    for (long column = 0; column < columns; column += DEEP) {
+      const long visible = strips_of(strips, here, block, column);
+      if (visible == 0) continue;
+      take_shares(f, strips, visible, block, column, hold);
+      take_shares(f, strips, visible, block, column + LANES, hold);
+      multiply({hold.values + strips[0].place * deep, DEEP, deep * DEEP}, {hold.shares + column * BOTH, QUERIES * BOTH},
+               deep, DEEP, visible, hold.out + column, QUERIES, true);
+    }
+  }
+  for (long i = 0; i < count; i++) {
+    f.logs[head * f.shape.tokens + first + i] = hold.highest[i] + log2f(hold.total[i]);
+    hold.total[i] = 1 / hold.total[i];
+  }
+  write_turned(hold.out, QUERIES, hold.total, 1.0f, f.out + (first * f.shape.heads * f.shape.share + head) * f.v.width,
+               f.shape.heads * f.shape.share * f.v.width, count, f.v.width);
+}
+
+void forward_turn(const Forward& f, const Turn& turn, Room& room, Hold& hold) {
+  const Text& text = f.texts[turn.text];
+  const long wide = whole(f.q.width), deep = whole(f.v.width), before = text.leader == turn.text ? 0 : f.texts[text.leader].keys;
+  const long keys = whole(before) + whole(turn.last);
+  room.drop();
+  hold.strips.clear();
+  hold.keys = room.take<bf16>(keys * wide);
+  hold.values = room.take<bf16>(keys * deep);
+  hold.queries = room.take<bf16>(wide * QUERIES);
+  hold.shares = room.take<bf16>(STRIPS * DEEP * QUERIES);
+  hold.scores = room.take<float>(STRIPS * DEEP * QUERIES);
+  hold.out = room.take<float>(deep * QUERIES);
+  hold.highest = room.take<float>(QUERIES);
+  hold.total = room.take<float>(QUERIES);
+  long place = 0;
+  if (before) lay_keys(f, f.texts[text.leader], before, turn.head, false, place, hold);
+  lay_keys(f, text, turn.last, turn.head, true, place, hold);
+  for (long head = turn.head * f.shape.share; head < (turn.head + 1) * f.shape.share; head++)
+    for (long block = turn.first; block < turn.last; block += QUERIES)
+      forward_block(f, text, block, smaller(QUERIES, turn.last - block), head, hold);
+}
+
+}  // namespace
+
+extern "C" {
+
+// q (tokens, heads * share, width), k (keys, heads, width) and v (keys, heads, depth) to out (tokens, heads * share,
+// depth) and logs (heads * share, tokens). table: five numbers for each text, see `Text`.
+void attend_texts(const bf16* q, long q_row, long q_head, const bf16* k, long k_row, long k_head, const bf16* v, long v_row,
+                  long v_head, const int64_t* table, long count, bf16* out, float* logs, long tokens, long heads,
+                  long share, long width, long depth, float scale) {
+  const Forward f = {{q, q_row, q_head, width}, {k, k_row, k_head, width}, {v, v_row, v_head, depth},
+                     (const Text*)table, {tokens, heads, share, scale}, out, logs};
+  std::vector<Turn> turns;
+  long most = 0;
+  for (long t = 0; t < count; t++)
+    for (long from = 0; from < f.texts[t].queries; from += CHUNK)
+      for (long h = 0; h < heads; h++) {
+        turns.push_back({t, from, smaller(from + CHUNK, f.texts[t].queries), h});
+        const long keys = whole(f.texts[f.texts[t].leader].keys) + whole(turns.back().last);
+        if (keys > most) most = keys;
+      }
+#pragma omp parallel
+  {
+    Room room(room_of(f, most));
+    Hold hold;
+    if (tiles_allowed) open_tiles();
+#pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < (long)turns.size(); i++) forward_turn(f, turns[i], room, hold);
+    if (tiles_allowed) close_tiles();
+  }
+}
+
+}  // extern "C"
