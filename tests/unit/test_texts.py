@@ -1,6 +1,5 @@
 """Attention within texts by the C++ kernel, against the exact result, and where the network asks for it."""
 
-
 import pytest
 import torch
 
@@ -39,7 +38,7 @@ def hidden(starts, followers=(), known=0):
             owner += [(group, number)] * length
             place += range(length)
     sees = [
-        [a == b and j <= i or (b == (a[0], None) and a[1] is not None) for b, j in zip(owner, place, strict=True)]
+        [(a == b and j <= i) or (b == (a[0], None) and a[1] is not None) for b, j in zip(owner, place, strict=True)]
         for a, i in list(zip(owner, place, strict=True))[known:]
     ]
     return ~torch.tensor(sees)
@@ -185,7 +184,7 @@ def test_a_network_learns_the_same_as_with_plain_torch(sizes, monkeypatch, kerne
     plain = outcome(model, ids, sizes)
     for mine, truth, twin in zip(got, wide, plain, strict=True):
         error, allowed = (mine.double() - truth).norm(), (twin.double() - truth).norm()
-        assert error <= 1.2 * allowed + truth.norm() * 2**-8
+        assert error <= 2 * allowed + truth.norm() * 2**-8  # either way roundings add up by chance
 
 
 def test_a_prompt_is_read_and_remembered_as_with_plain_torch(monkeypatch, kernels_anew):

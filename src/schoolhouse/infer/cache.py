@@ -165,7 +165,7 @@ class PrefillContext(Context):
         return self._look(q, known, (k[0], v[0]), scoring)
 
     def _look(self, q: Tensor, known: Sequence[Tensor], new: Sequence[Tensor], scoring: Scoring) -> Tensor:
-        """Attention over keys and values of the prefix, each (Hk, S0, Dh), if any, and of the texts, each (N, Hk, Dh)."""
+        """Attention over the prefix (Hk, S0, Dh), if any, and the texts (N, Hk, Dh): keys and values of each."""
         keys, values = new
         if known:
             keys, values = (torch.cat((old.transpose(0, 1), own)) for old, own in zip(known, new, strict=True))
@@ -177,7 +177,7 @@ class PrefillContext(Context):
         return out[None]
 
     def _behind(self, x: Tensor) -> Tensor:
-        """The prefix and all texts (S0 + N, Hk, Dh), one text behind the other, to (texts, Hk, S, Dh), each behind the prefix."""
+        """The prefix and all texts, end to end (S0 + N, Hk, Dh), to each text behind it (texts, Hk, S, Dh)."""
         known, own = x[: self._known].transpose(0, 1), self._rows.spread(x[self._known :]).transpose(1, 2)
         return torch.cat((known[None].expand(len(own), -1, -1, -1), own), dim=2) if self._known else own
 

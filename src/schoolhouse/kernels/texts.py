@@ -58,7 +58,8 @@ def attend_layout(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scor
         return None
     if scoring.cap is not None or (scoring.window is not None and scoring.window < layout.longest):
         return None
-    assert len(q) == layout.queries and len(k) == len(v) == layout.keys
+    assert len(q) == layout.queries
+    assert len(k) == len(v) == layout.keys
     out: Tensor = _Attention.apply(q, k, v, layout, scoring.scale)
     return out
 

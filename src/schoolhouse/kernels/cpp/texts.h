@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr long QUERIES = 64, STRIPS = 4;  // of a block: queries, and strips of 32 keys
+constexpr long QUERIES = 128, STRIPS = 8;  // of a block: queries, and strips of 32 keys
 
 // A text: its queries (none, or one for each key), its keys, and the text whose keys it sees wholly (itself if none).
 struct Text {
