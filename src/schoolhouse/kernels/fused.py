@@ -59,7 +59,7 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of equal shapes. Source: arXiv 2002.05202, eq. 6; plain torch is the twin."""
     native = library()
-    if native is None or not takes(gate, up) or gate.numel() % LANES:
+    if native is None or not takes(gate, up) or gate.shape[-1] % LANES:
         return F.silu(gate) * up
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
