@@ -23,6 +23,7 @@ LEVEL = "SCHOOLHOUSE_KERNELS"
 """The environment variable that, set to "plain", keeps to plain torch, and set to "avx512" leaves AMX's tiles alone."""
 
 _ARGUMENTS = {
+    "choose_as": "l",
     "pack_weight": "plllp",
     "pack_codes": "plllp",
     "pack_nibbles": "plllp",

@@ -6,6 +6,9 @@ product.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -87,6 +90,20 @@ def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int,
             count, columns, inner, laid.data_ptr(),
         )  # fmt: skip
     return out.view(*x.shape[:-1], columns)
+
+
+@contextmanager
+def rounded_as(rows: int) -> Iterator[None]:
+    """Within, products sum in the order in which they would sum for so many rows, however many they have."""
+    native = library()
+    if native is None:
+        yield
+        return
+    native.choose_as(rows)
+    try:
+        yield
+    finally:
+        native.choose_as(0)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:

@@ -131,8 +131,13 @@ void product(const bf16* x, long x_stride, const Weight* weight, Scales scales, 
   }
 }
 
+long rows_that_choose = 0;  // 0: those of the product itself
+
 // Whether tiles take a product: enough rows, and each group of neighbours along k whole tiles.
-bool by_tiles(long m, long k, long group) { return tiles_allowed && m >= TILED_ROWS && k % DEEP == 0 && group % DEEP == 0; }
+bool by_tiles(long m, long k, long group) {
+  const long rows = rows_that_choose ? rows_that_choose : m;
+  return tiles_allowed && rows >= TILED_ROWS && k % DEEP == 0 && group % DEEP == 0;
+}
 
 // One block of up to 32 rows times 32 columns whose panels are in the cache; `leaving` takes its sums to y.
 template <Scaling S>
@@ -191,6 +196,9 @@ WITH_TILES void tiled_product(const bf16* x, long x_stride, const Weight* weight
 }  // namespace
 
 extern "C" {
+
+// Products choose between their ways as if they had so many rows, until 0 is said: the two sum in different orders.
+void choose_as(long rows) { rows_that_choose = rows; }
 
 // Weights (n, k), k even, to panels [n/16][k/2][16][2], n filled up to 32 by zeros.
 void pack_weight(const bf16* weight, long stride, long n, long k, bf16* out) {
