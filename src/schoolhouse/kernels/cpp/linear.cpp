@@ -17,7 +17,7 @@ namespace {
 
 constexpr long ROWS = 12, GROUP = 256, LINE = 64, FEW = 4;
 constexpr long TASKS_A_THREAD = 4, FEWEST_TASKS_A_THREAD = 2, FEWEST_BLOCKS = 4;
-constexpr long TILED_ROWS = 5;
+constexpr long TILED_ROWS = 5;  // of codes, which tiles want widened first; bf16 is no slower by tiles from one row on
 
 // Rows (m, k) as [k/2][m][2]: what a tile reads, in the order in which it reads it.
 void pack_rows(const bf16* x, long stride, long m, long k, bf16* out) {
@@ -134,9 +134,9 @@ void product(const bf16* x, long x_stride, const Weight* weight, Scales scales, 
 long rows_that_choose = 0;  // 0: those of the product itself
 
 // Whether tiles take a product: enough rows, and each group of neighbours along k whole tiles.
-bool by_tiles(long m, long k, long group) {
+bool by_tiles(long m, long k, long group, long fewest = TILED_ROWS) {
   const long rows = rows_that_choose ? rows_that_choose : m;
-  return tiles_allowed && rows >= TILED_ROWS && k % DEEP == 0 && group % DEEP == 0;
+  return tiles_allowed && rows >= fewest && k % DEEP == 0 && group % DEEP == 0;
 }
 
 // One block of up to 32 rows times 32 columns whose panels are in the cache; `leaving` takes its sums to y.
@@ -242,7 +242,8 @@ void pack_nibbles(const int8_t* codes, long stride, long n, long k, uint8_t* out
 // y (m, n) = x (m, k) times the transpose of a packed weight (n, k). scratch: m * k numbers, and not below 32 * k.
 void linear(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_stride, long m, long n, long k,
             bf16* scratch) {
-  if (by_tiles(m, k, k)) return tiled_product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
+  if (by_tiles(m, k, k, 1))
+    return tiled_product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
   product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
 }
 
