@@ -13,7 +13,7 @@ from schoolhouse.infer import engine as engine_module
 from schoolhouse.infer import speculation as module
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.engine import Engine
-from schoolhouse.infer.sampler import Sampling
+from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.infer.speculation import Drafter, History, Predictions, PromptLookup, Speculation
 from schoolhouse.kernels import native
 
@@ -158,18 +158,20 @@ class Watched(Predictions):
         if self.calls in self.elsewhere:
             return self.other.propose(texts, most, cache) if self.other else [[] for _ in texts]
         drafts = super().propose(texts, most, cache)
-        self.notes += [(list(text.ids), draft) for text, draft in zip(texts, drafts, strict=True) if draft]
+        self.notes += [(text, list(text.ids), draft) for text, draft in zip(texts, drafts, strict=True) if draft]
         return drafts
 
 
 def assert_predicted(model, notes):
-    """Every draft is what the prediction layers say in a forward pass over the whole text."""
-    for ids, draft in notes:
-        text = list(ids)
+    """Every draft is what the prediction layers say in a forward pass over the whole text, drawn by the same number."""
+    for known, ids, draft in notes:
+        text, plan = list(ids), known.sampling
         for depth, token in enumerate(draft, start=1):
             with torch.no_grad():
-                logits = model(torch.tensor([text]), further=True).mtp_logits[depth - 1][0, len(ids) - 2]
-            assert token == int(logits.argmax())
+                logits = model(torch.tensor([text]), further=True).mtp_logits[depth - 1][:, len(ids) - 2]
+            number = uniforms([plan.seed], [len(ids) - known.prompt_tokens + depth - 1])
+            drawn, _ = sample(logits, torch.tensor([plan.temperature]), torch.tensor([plan.top_p]), number)
+            assert [token] == drawn.tolist()
             text.append(token)
 
 
@@ -287,7 +289,7 @@ def test_a_text_never_grows_beyond_its_length_nor_its_context(tokens, eager):
 
 
 def look_up(ids, most=10):
-    return PromptLookup().propose([History(ids)], [most], None)[0]
+    return PromptLookup().propose([History(ids, GREEDY)], [most], None)[0]
 
 
 def test_look_up_finds_the_longest_and_then_the_latest_beginning():
@@ -305,7 +307,7 @@ def test_look_up_goes_on_where_a_text_goes_round():
 
 
 def test_look_up_reads_further_after_what_came_true():
-    history, lookup = History([*range(100, 160), 100, 101]), PromptLookup()
+    history, lookup = History([*range(100, 160), 100, 101], GREEDY), PromptLookup()
     sizes, at = [], 2
     for said in (4, 8, 12, 3, 2):
         (draft,) = lookup.propose([history], [50], None)

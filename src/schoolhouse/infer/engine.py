@@ -203,7 +203,7 @@ class Engine:
         self._read(unread)
         texts = []
         for prompt, index, sampling in chosen:
-            history = History(prompt.ids, prompt.tail) if self.speculation else None
+            history = History(prompt.ids, sampling, prompt.tail) if self.speculation else None
             texts.append(_Text(prompt, index, sampling, history))
         self._reserve([*texts, *self._running], 1)
         for slot, text in enumerate(texts, start=len(self._running)):

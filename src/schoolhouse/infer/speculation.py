@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from schoolhouse.infer.cache import DecodeContext, SlotCache
+from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.model.transformer import Transformer
 
 SHORTEST, LONGEST = 2, 5  # tokens of a beginning that is looked up
@@ -36,8 +37,9 @@ FIRST_WAIT, LONGEST_WAIT = 32, 1024  # steps until what was slower is tried agai
 class History:
     """What drafters know of one running text: its tokens, and what each drafter keeps of it."""
 
-    def __init__(self, ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        self.ids = list(ids)
+    def __init__(self, prompt: Sequence[int], sampling: Sampling, hidden: Tensor | None = None) -> None:
+        self.ids = list(prompt)
+        self.prompt_tokens, self.sampling = len(prompt), sampling
         self.unread = [] if hidden is None else [hidden]  # hidden states that prediction layers have not read for good
         self.places: dict[tuple[int, ...], int] = {}  # where what follows a beginning stands, for look-up
         self.indexed = 0
@@ -130,11 +132,22 @@ class Predictions(Drafter):
             following = pad_sequence(known, batch_first=True).to(hidden.device)  # (B, T)
             hidden = self._model.predict(depth, hidden, following, context)
             last = hidden[torch.arange(len(ends), device=ends.device), ends]  # (B, D)
-            for ids, drafted in zip(ahead, self._model.head(last).argmax(-1).tolist(), strict=True):
+            for ids, drafted in zip(ahead, self._drawn(texts, self._model.head(last), depth), strict=True):
                 ids.append(drafted)
         for text, row, count in zip(texts, rows, counts, strict=True):
             text.unread = [row[max(0, count - self.depth + 1) :]]
         return [ids[count : count + room] for ids, count, room in zip(ahead, counts, most, strict=True)]
+
+    def _drawn(self, texts: Sequence[History], logits: Tensor, depth: int) -> list[int]:
+        """A token of each text from its logits (B, V), by the number that will draw the true one, too."""
+        plans = [text.sampling for text in texts]
+        ids, _ = sample(
+            logits,
+            torch.tensor([p.temperature for p in plans]),
+            torch.tensor([p.top_p for p in plans]),
+            uniforms((p.seed for p in plans), (len(t.ids) - t.prompt_tokens + depth - 1 for t in texts)),
+        )
+        return ids.tolist()
 
 
 class Pace:
