@@ -69,7 +69,7 @@ class Drafter(Protocol):
 
 
 class PromptLookup(Drafter):
-    """What followed when the text's last few tokens stood there before. Source: arXiv 2304.04487, section 2.2."""
+    """What followed when the text's last few tokens stood there before. Source: arXiv 2304.04487."""
 
     name = "look-up"
 
