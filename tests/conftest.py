@@ -20,11 +20,15 @@ def kernels_anew(monkeypatch):
     monkeypatch.delenv("SCHOOLHOUSE_KERNELS", raising=False)
     from schoolhouse.kernels import native  # here, so that tests which need no torch do not wait for it
 
-    native.library.cache_clear()
-    native._load.cache_clear()
-    yield
-    native.library.cache_clear()
-    native._load.cache_clear()
+    def forget():
+        for function in (native.library, native.has_tiles, native._load):
+            function.cache_clear()
+
+    forget()
+    yield forget
+    monkeypatch.undo()
+    forget()
+    native.library()
 
 
 @pytest.fixture

@@ -4,12 +4,15 @@ import subprocess
 
 import pytest
 import torch
+from exactness import draw, near
 from torch.nn import functional as F
 
 from school import network
+from schoolhouse.core.errors import ModelError
+from schoolhouse.infer import sampler
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
-from schoolhouse.kernels import native
+from schoolhouse.kernels import native, products
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
 from schoolhouse.kernels.packed_weight import (
@@ -21,24 +24,24 @@ from schoolhouse.kernels.packed_weight import (
     rounded_as,
 )
 from schoolhouse.model import transformer
+from schoolhouse.model.layers import Linear
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def near(got, exact, plain):
-    """No further from the exact result than plain bf16 is, give or take one rounding of the largest number."""
-    error, allowed = (got.double() - exact).abs().max(), (plain.double() - exact).abs().max()
-    assert error <= allowed + exact.abs().max() * 2**-8
+@pytest.fixture(params=[None, "avx512"])
+def level(request, monkeypatch, kernels_anew):
+    """What the processor has, and without AMX's tiles."""
+    if request.param:
+        monkeypatch.setenv(native.LEVEL, request.param)
+        assert not native.has_tiles()
+    return request.param
 
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 25, 130, 300])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (2, 1), (576, 100), (130, 257)])
-def test_a_packed_product_is_the_product(rows, inner, columns):
+def test_a_packed_product_is_the_product(level, rows, inner, columns):
     x, weight, bias = draw(rows, inner), draw(columns, inner, seed=1), draw(columns, seed=2)
     with torch.no_grad():
         got = linear(x, weight, bias, PackedWeight(weight))
@@ -48,7 +51,7 @@ def test_a_packed_product_is_the_product(rows, inner, columns):
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 2, 12, 13, 130])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (2, 1), (576, 100), (130, 257)])
-def test_a_product_with_packed_codes_is_the_product(rows, inner, columns):
+def test_a_product_with_packed_codes_is_the_product(level, rows, inner, columns):
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(-127, 128, (columns, inner), dtype=torch.int8, generator=generator)
     scales = torch.rand(columns, 1, generator=generator).bfloat16()
@@ -74,7 +77,7 @@ def test_a_row_of_a_product_does_not_hang_on_how_many_there_are(bits):
 @pytest.mark.parametrize(
     ("inner", "columns", "group", "bits"), [(64, 32, 32, 4), (576, 100, 64, 4), (96, 257, 96, 4), (96, 33, 32, 8)]
 )
-def test_a_product_with_groups_of_codes_is_the_product(rows, inner, columns, group, bits):
+def test_a_product_with_groups_of_codes_is_the_product(level, rows, inner, columns, group, bits):
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (columns, inner), dtype=torch.int8, generator=generator)
     scales = torch.rand(columns, inner // group, generator=generator).bfloat16()
@@ -84,13 +87,53 @@ def test_a_product_with_groups_of_codes_is_the_product(rows, inner, columns, gro
 
 
 @needs_kernels
-def test_rows_may_lie_apart_and_come_in_any_shape():
+def test_rows_may_lie_apart_and_come_in_any_shape(level):
     weight, wide = draw(40, 64), draw(3, 5, 128, seed=1)
     with torch.no_grad():
         packed = PackedWeight(weight)
         assert linear(wide[:, :0, :64], weight, None, packed).shape == (3, 0, 40)
         for x in (wide[..., :64], wide[..., ::2], wide.transpose(0, 1)[..., 64:]):
             near(linear(x, weight, None, packed), x.double() @ weight.double().t(), F.linear(x, weight))
+
+
+@pytest.mark.skipif(not native.has_tiles(), reason=f"needs AMX: {native.status()}")
+@pytest.mark.parametrize("rows", [1, 2, 31, 33, 512, 700])
+@pytest.mark.parametrize(("wide", "deep"), [(8, 8), (33, 17), (192, 576), (577, 385), (49, 600)])
+def test_the_gradient_of_a_weight_is_the_product(monkeypatch, rows, wide, deep):
+    monkeypatch.setattr(products, "LEAST", 0)
+    grad, x = draw(rows, wide), draw(rows, deep, seed=1)
+    near(products.weight_gradient(grad, x), grad.double().t() @ x.double(), grad.t() @ x)
+    apart = draw(rows, 2 * wide, seed=2)
+    for part in (apart[:, wide:], apart[:, ::2], grad.t().contiguous().t(), grad[:, :1].expand(-1, wide)):
+        near(products.weight_gradient(part, x), part.double().t() @ x.double(), part.t() @ x)
+
+
+@pytest.mark.skipif(not native.has_tiles(), reason=f"needs AMX: {native.status()}")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_gradient_of_a_weight_has_the_same_bits_with_any_number_of_threads(threads):
+    grad, x, before = draw(700, 576), draw(700, 192, seed=1), torch.get_num_threads()
+    first = products.weight_gradient(grad, x)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(products.weight_gradient(grad, x), first)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_in_training_has_torchs_gradients(level, bias):
+    layer, twin = Linear(96, 160, bias=bias).bfloat16(), torch.nn.Linear(96, 160, bias=bias).double()
+    twin.load_state_dict(layer.state_dict())
+    x, grad = draw(3, 200, 96), draw(3, 200, 160, seed=1)
+    mine, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    layer(mine).backward(grad)
+    twin(theirs).backward(grad.double())
+    plain = torch.nn.functional.linear(x, layer.weight.detach())
+    near(layer(x).detach(), twin(x.double()).detach(), plain if not bias else plain + layer.bias.detach())
+    near(mine.grad, theirs.grad, theirs.grad.bfloat16())
+    for name, parameter in layer.named_parameters():
+        exact = dict(twin.named_parameters())[name].grad
+        near(parameter.grad, exact, exact.bfloat16())
 
 
 @needs_kernels
@@ -206,8 +249,7 @@ def test_the_engine_says_with_them_what_it_says_without(monkeypatch, kernels_ane
     plan = Sampling(max_new_tokens=12, temperature=0.0)
     first = Engine(model, 4).generate(prompts, plan)
     assert all(layer.mlp.up_proj.packed is not None for layer in model.model.layers)
-    native.library.cache_clear()
-    native._load.cache_clear()
+    kernels_anew()
     monkeypatch.setenv(native.LEVEL, "plain")
     second = Engine(network(**sizes).bfloat16(), 4).generate(prompts, plan)
     assert [c[0].ids[:3] for c in first] == [c[0].ids[:3] for c in second]
@@ -262,8 +304,44 @@ def test_they_are_compiled_once(monkeypatch, kernels_anew, tmp_path):
         native.subprocess, "run", lambda command, **keys: commands.append(command) or run(command, **keys)
     )
     assert native.library() is not None
-    native.library.cache_clear()
-    native._load.cache_clear()
+    kernels_anew()
     assert native.library() is not None
     assert len([c for c in commands if "-shared" in c]) == 1
     assert len(list(tmp_path.rglob("*.so"))) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("words", [1, 127, 128, 1000, 49152])
+def test_a_token_is_drawn_as_plain_torch_draws_it(monkeypatch, words):
+    rows = 40
+    logits = 6 * draw(rows, words + 3)[:, :words]
+    temperature = torch.tensor([0.0, 0.7, 1.0, 1.6]).repeat(rows // 4)
+    draws = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    given = (logits, temperature, torch.ones(rows), draws)
+    ids, logprobs = sampler.sample(*given)
+    monkeypatch.setattr(sampler, "takes", lambda _: False)
+    plain_ids, plain_logprobs = sampler.sample(*given)
+    same = ids == plain_ids
+    assert same[temperature == 0].all()
+    assert same.double().mean() >= 0.9  # a draw may fall between two words whose sums are rounded differently
+    exact = torch.log_softmax(logits.double() / temperature.where(temperature > 0, 1.0)[:, None], -1)
+    assert torch.allclose(logprobs.double(), exact.gather(1, ids[:, None]).squeeze(1), atol=2e-5)
+    assert torch.allclose(logprobs[same], plain_logprobs[same], atol=2e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error(bad):
+    logits = draw(3, 200)
+    logits[1, 150] = bad
+    with pytest.raises(ModelError, match="not a number"):
+        sampler.sample(logits, torch.zeros(3), torch.ones(3), torch.rand(3).double())
+
+
+@needs_kernels
+def test_words_are_drawn_as_often_as_they_should_be():
+    logits = draw(1, 200).expand(4000, -1).contiguous()
+    draws = (torch.arange(4000).double() + 0.5) / 4000
+    ids, _ = sampler.sample(logits, torch.ones(4000), torch.ones(4000), draws)
+    expected = 4000 * torch.softmax(logits[0].double(), -1)
+    assert (torch.bincount(ids, minlength=200) - expected).abs().max() <= 2  # even draws leave a rounding at both ends

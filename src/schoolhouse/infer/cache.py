@@ -1,8 +1,8 @@
 """The engine's memory of what it has read: one slot a running text, kept so that every product reads it in one stride.
 
-All slots have the same capacity, which grows as the longest running text does. Where the C++ kernel reads the cache it
-grows by half, so that little is copied; torch's batched product is three times slower on a cache with room to spare at
-the end of each row than on one without, so there it grows by blocks.
+All slots have the same capacity, which grows as the longest running text does: by half where the C++ kernel reads the
+cache, so that little is copied, and by blocks elsewhere, for torch's batched product is three times slower on a cache
+with room to spare at the end of each row than on one without.
 """
 
 from __future__ import annotations

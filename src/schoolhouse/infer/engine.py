@@ -17,6 +17,7 @@ from torch import Tensor
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
+from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.infer.speculation import History, Speculation
 from schoolhouse.kernels.grid import filler
@@ -97,11 +98,12 @@ class Engine:
         self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()
         self._running: list[_Text] = []
         self._prefix: tuple[list[int], KV] | None = None
+        self._layers: FusedLayers | None = None
         self._requests = 0
 
     def forget(self) -> None:
         """Drop what follows from the weights: a beginning that was read, copies. Call it before they change."""
-        self._prefix = None
+        self._prefix = self._layers = None
         self.model.unpack()
 
     @property
@@ -229,6 +231,8 @@ class Engine:
             if tokens >= PREFILL_TOKENS or i == len(prompts) - 1:
                 self._read_batch(batch, known, prefix[1] if prefix else None)
                 batch = []
+        if self._layers is None or not self._layers.is_of(self.model):
+            self._layers = FusedLayers.made_for(self.model, self._cache)
 
     def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
         lengths = [len(p.ids) - known for p in batch]
@@ -285,7 +289,7 @@ class Engine:
         laid = [[t.said[-1], *d] + [0] * (tokens - 1 - len(d)) for t, d in zip(texts, drafts, strict=True)]
         ids = torch.tensor(laid + [[0] * tokens] * fill, device=self._device)  # (B, T)
         with rounded_as(len(laid) + fill):  # so a text's numbers do not tell whether there were drafts
-            hidden = self.model.hidden(ids, DecodeContext(self._cache, lengths, tokens))  # (B, T, D)
+            hidden = self._hidden(ids, lengths)  # (B, T, D)
             rows = hidden.flatten(0, 1)  # (B * T, D)
             if tokens > 1:
                 rows = rows[[i * tokens + j for i, draft in enumerate(drafts) for j in range(1 + len(draft))]]
@@ -295,6 +299,12 @@ class Engine:
         if self.speculation:
             self.speculation.verified(drafts, [t.said[n:] for t, n in zip(texts, before, strict=True)])
         return out
+
+    def _hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states of new tokens (B, T) of the first slots, which hold so many already: (B, T, D)."""
+        if self._layers is not None:
+            return self._layers.hidden(ids, lengths)
+        return self.model.hidden(ids, DecodeContext(self._cache, lengths, ids.shape[1]))
 
     def _drafts(self) -> list[list[int]]:
         """What may follow each running text, never more than it may still say behind the next token."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.core.errors import ModelError
+from schoolhouse.kernels.native import library, takes
 
 BLOCK = 128  # words
 
@@ -56,6 +57,8 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     rows, words = logits.shape
     temperature, top_p, draws = (x.to(logits.device) for x in (temperature, top_p, draws))
     greedy = temperature == 0
+    if takes(logits) and logits.stride(1) == 1 and bool((greedy | (top_p >= 1)).all()):
+        return _sample_by_kernel(logits, temperature.where(~greedy, 1.0), greedy, draws)
     blocks = -(-words // BLOCK)
     weights = torch.empty(rows, blocks * BLOCK, dtype=torch.float32, device=logits.device)
     weights[:, words:] = 0
@@ -68,13 +71,13 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     by_block = weights.view(rows, blocks, BLOCK)
     sums = by_block.sum(-1)  # (B, blocks)
     total = sums.sum(-1)  # (B,)
-    if not bool(torch.isfinite(total).all()):
-        raise ModelError("The network's output is not a number: its weights are damaged, or its training ran away.")
+    _check(total)
     allowed = _nucleus(body, top_p, total) if bool((top_p[~greedy] < 1).any()) else None
     if allowed is not None:
         by_block = torch.nn.functional.pad(body * allowed, (0, blocks * BLOCK - words)).view(rows, blocks, BLOCK)
         sums = by_block.sum(-1)
-    ids = _draw(by_block, sums, draws)
+    block, rest = _draw_block(sums, draws)
+    ids = block * BLOCK + _draw_word(by_block[torch.arange(rows, device=logits.device), block], rest)
     if bool(greedy.any()):
         best = by_block.amax(-1).argmax(-1)
         inside = by_block[torch.arange(rows, device=logits.device), best].argmax(-1)
@@ -82,18 +85,51 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draws: Tensor) ->
     return ids, (weights.gather(1, ids[:, None]).squeeze(1) / total).log()
 
 
-def _draw(by_block: Tensor, sums: Tensor, draws: Tensor) -> Tensor:
-    """Invert the cumulative weights at `draws`: first the block, then the word in it."""
+def _sample_by_kernel(logits: Tensor, temperature: Tensor, greedy: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where nothing is cut: only the sums of the blocks and the words of one block are held."""
+    rows, words = logits.shape
+    native, blocks = library(), -(-words // BLOCK)
+    assert native is not None, "takes says whether there are kernels"
+    slopes = (1.0 / temperature).float()
+    tops, best = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+    sums = torch.empty(rows, blocks)
+    native.weigh_words(
+        logits.data_ptr(), logits.stride(0), slopes.data_ptr(), tops.data_ptr(), best.data_ptr(), sums.data_ptr(), rows,
+        words,
+    )  # fmt: skip
+    total = sums.sum(-1)
+    _check(total)
+    block, rest = _draw_block(sums, draws)
+    places = block[:, None] * BLOCK + torch.arange(BLOCK)  # (B, BLOCK)
+    near = logits.gather(1, places.clamp(max=words - 1)).float()
+    within = ((near - tops[:, None]) * slopes[:, None]).exp_().where(places < words, 0.0)
+    ids = torch.where(greedy, best, block * BLOCK + _draw_word(within, rest))
+    chosen = logits.gather(1, ids[:, None]).squeeze(1).float()
+    return ids, (chosen - tops) * slopes - total.log()
+
+
+def _check(total: Tensor) -> None:
+    if not bool(torch.isfinite(total).all()):
+        raise ModelError("The network's output is not a number: its weights are damaged, or its training ran away.")
+
+
+def _draw_block(sums: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative sums (B, blocks) at `draws`: the block of each row, and what is left of the draw in it."""
     rows = torch.arange(len(draws), device=draws.device)
     ends = sums.double().cumsum(-1)  # (B, blocks)
     target = draws * ends[:, -1]
     block = torch.searchsorted(ends, target[:, None]).squeeze(1).clamp_(max=sums.shape[1] - 1)
     before = torch.where(block > 0, ends[rows, (block - 1).clamp_(min=0)], 0.0)
-    within = by_block[rows, block].double()  # (B, BLOCK)
-    word = torch.searchsorted(within.cumsum(-1), (target - before)[:, None]).squeeze(1).clamp_(max=BLOCK - 1)
+    return block, target - before
+
+
+def _draw_word(within: Tensor, rest: Tensor) -> Tensor:
+    """The word of a block with these weights (B, BLOCK) at which the draw's rest (B,) ends."""
+    within = within.double()
+    word = torch.searchsorted(within.cumsum(-1), rest[:, None]).squeeze(1).clamp_(max=within.shape[1] - 1)
     # Rounding may point at a word of weight 0 at the block's end: its likeliest word stands in.
-    word = torch.where(within[rows, word] > 0, word, within.argmax(-1))
-    return block * BLOCK + word
+    held = within.gather(1, word[:, None]).squeeze(1)
+    return torch.where(held > 0, word, within.argmax(-1))
 
 
 def _nucleus(weights: Tensor, top_p: Tensor, total: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schoolhouse.kernels.grid import GRID
+from schoolhouse.kernels.products import weight_gradient
 
 MANY = 128  # rows of an expert from which on they are filled up
 
@@ -123,7 +124,7 @@ def _weights(
     ends: Sequence[int], grad: Tensor, rows: Tensor, weights: Sequence[Tensor], products: Products | None
 ) -> list[Tensor | None]:
     """The gradient of each expert's matrix; None for one that no token was sent to."""
-    gradient = _gradient if products is None else products.gradient
+    gradient = weight_gradient if products is None else products.gradient
     out: list[Tensor | None] = []
     start = 0
     for end, weight in zip(ends, weights, strict=True):
@@ -131,10 +132,6 @@ def _weights(
         out.append(gradient(grad[start:end], rows[start:end]) if used else None)
         start = end
     return out
-
-
-def _gradient(grad: Tensor, rows: Tensor) -> Tensor:
-    return torch.mm(grad.t(), rows)
 
 
 def _gathered(out: Tensor, place: Tensor, shares: Tensor) -> Tensor:

@@ -7,13 +7,18 @@ slopes, so that each of its two products is one large one and no product is comp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from schoolhouse.kernels.grid import filler
+from schoolhouse.kernels.native import fits, library
+from schoolhouse.kernels.products import weight_gradient
 
-BLOCK_ROWS = 256  # 256 x 49,152 logits in fp32 are 50 MB: large enough for a fast product, small enough to forget
+BLOCK_ROWS = 256  # 256 x 49,152 logits in bf16 are 25 MB: large enough for a fast product, still near when it is done
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -26,31 +31,21 @@ class _TokenLogprobs(torch.autograd.Function):
         """See `token_logprobs`."""
         ctx.rows, ctx.cap = hidden.shape[0], cap
         fill = filler(ctx.rows)
-        hidden, targets = F.pad(hidden, (0, 0, 0, fill)), F.pad(targets, (0, fill))
+        hidden, targets = F.pad(hidden, (0, 0, 0, fill)), F.pad(targets, (0, fill)).contiguous()
         rows, words = hidden.shape[0], weight.shape[0]
-        logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-        entropy, log_total = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        figures = [torch.empty(rows, dtype=torch.float32, device=hidden.device) for _ in range(3)]
         keep = any(ctx.needs_input_grad)
         held = hidden.new_empty(rows if keep else min(rows, BLOCK_ROWS), words)  # (N, V)
-        wide = held.new_empty(min(rows, BLOCK_ROWS), words, dtype=torch.float32)
         for start in range(0, rows, BLOCK_ROWS):
             block = slice(start, min(start + BLOCK_ROWS, rows))
-            size = block.stop - start
-            raw = held[block] if keep else held[:size]
-            torch.mm(hidden[block], weight.t(), out=raw)
+            logits = held[block] if keep else held[: block.stop - start]
+            torch.mm(hidden[block], weight.t(), out=logits)
             if bias is not None:
-                raw += bias
+                logits += bias
             if cap is not None:
-                raw.div_(cap).tanh_().mul_(cap)
-            logits = wide[:size].copy_(raw)
-            chosen = logits.gather(1, targets[block, None]).squeeze(1)  # (N,)
-            top = logits.amax(dim=-1)
-            weights = logits.sub_(top[:, None]).exp_()
-            total = weights.sum(dim=-1)
-            mean_logit = torch.linalg.vecdot(weights, raw.float()) / total
-            log_total[block] = top + total.log()
-            logprobs[block] = chosen - log_total[block]
-            entropy[block] = log_total[block] - mean_logit
+                logits.div_(cap).tanh_().mul_(cap)
+            _figures(logits, targets[block], [figure[block] for figure in figures])
+        logprobs, log_total, entropy = figures
         ctx.save_for_backward(hidden, weight, targets, log_total)
         ctx.logits = held if keep else None
         entropy = entropy[: ctx.rows]
@@ -58,6 +53,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs[: ctx.rows], entropy
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx, grad: Tensor, _entropy_grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
@@ -68,15 +64,49 @@ class _TokenLogprobs(torch.autograd.Function):
         grad = F.pad(grad, (0, len(hidden) - ctx.rows))
         for start in range(0, len(hidden), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            upstream = grad[block, None]
-            bend = None if ctx.cap is None else 1 - (slope[block].float() / ctx.cap).square_()  # d tanh
-            wide = slope[block].float().sub_(log_total[block, None]).exp_().mul_(-upstream)
-            wide.scatter_add_(1, targets[block, None], upstream)
-            slope[block] = wide if bend is None else wide.mul_(bend)
+            _slopes(slope[block], targets[block], grad[block], log_total[block], ctx.cap)
         grad_hidden = torch.mm(slope, weight)[: ctx.rows] if need_hidden else None
-        grad_weight = torch.mm(slope.t(), hidden) if need_weight else None
+        grad_weight = weight_gradient(slope, hidden) if need_weight else None
         grad_bias = slope[: ctx.rows].sum(0) if need_bias else None
         return grad_hidden, grad_weight, None, grad_bias, None
+
+
+def _figures(logits: Tensor, targets: Tensor, out: Sequence[Tensor]) -> None:
+    """Of rows of logits (n, V) into `out`, three (n,) float32: the targets' log-probabilities, the logarithms of the
+    sums of exponentials, the entropies.
+    """
+    logprobs, log_total, entropy = out
+    if fits(logits):
+        native = library()
+        assert native is not None
+        native.token_logprobs(
+            logits.data_ptr(), targets.data_ptr(), logprobs.data_ptr(), log_total.data_ptr(), entropy.data_ptr(),
+            *logits.shape,
+        )  # fmt: skip
+        return
+    wide = logits.float()
+    chosen = wide.gather(1, targets[:, None]).squeeze(1)  # (n,)
+    top = wide.amax(dim=-1)
+    weights = (wide - top[:, None]).exp_()
+    total = weights.sum(dim=-1)
+    log_total.copy_(top + total.log())
+    logprobs.copy_(chosen - log_total)
+    entropy.copy_(log_total - torch.linalg.vecdot(weights, wide) / total)
+
+
+def _slopes(logits: Tensor, targets: Tensor, grad: Tensor, log_total: Tensor, cap: float | None) -> None:
+    """Rows of logits (n, V) become the slopes of their targets' log-probabilities, times the upstream gradient (n,)."""
+    if fits(logits):
+        native, grad = library(), grad.contiguous()
+        assert native is not None
+        native.token_slopes(
+            logits.data_ptr(), targets.data_ptr(), grad.data_ptr(), log_total.data_ptr(), *logits.shape, cap or 0.0
+        )
+        return
+    bend = None if cap is None else 1 - (logits.float() / cap).square_()  # d tanh
+    wide = logits.float().sub_(log_total[:, None]).exp_().mul_(-grad[:, None])
+    wide.scatter_add_(1, targets[:, None], grad[:, None])
+    logits.copy_(wide if bend is None else wide.mul_(bend))
 
 
 def token_logprobs(
@@ -85,8 +115,11 @@ def token_logprobs(
     """Log-probability of each target token, and the entropy of the distribution it came from.
 
     hidden: (N, D); weight: (V, D) and bias: (V,), the output head; targets: (N,) int64; cap: logits are cap * tanh(. /
-    cap). Returns two (N,) float32 tensors in nats; the entropy carries no gradient.
+    cap). Returns two (N,) float32 tensors in nats; the entropy carries no gradient. Raises IndexError for a target that
+    is no row of the head.
     """
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        raise IndexError(f"Targets run from {targets.min()} to {targets.max()}, the head has {len(weight)} rows.")
     return _TokenLogprobs.apply(hidden, weight, targets, bias, cap)
 
 

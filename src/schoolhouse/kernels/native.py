@@ -27,13 +27,20 @@ _ARGUMENTS = {
     "pack_weight": "plllp",
     "pack_codes": "plllp",
     "pack_nibbles": "plllp",
-    "linear": "plppllllp",
-    "linear_of_codes": "plpplpllllp",
-    "linear_of_nibbles": "plpplpllllp",
+    "linear": "plppllpllllp",
+    "decode_layers": "plppppplllllllffp",
     "attend_one": "pplllplllppplllllff",
-    "rms_norm": "pppllf",
+    "weigh_words": "plppppll",
+    "turned_product": "plplpllll",
+    "rms_norm": "ppppllff",
+    "rms_norm_back": "pppppppllf",
     "gated": "pppl",
-    "turn": "pppplll",
+    "gated_back": "pppppl",
+    "turn": "pllppplllllll",
+    "token_logprobs": "pppppll",
+    "token_slopes": "ppppllf",
+    "squares": "ppl",
+    "adamw": "ppppplfffffffff",
 }
 """What each function takes: pointers (p), whole numbers (l), fractions (f)."""
 
@@ -50,36 +57,50 @@ def library() -> ctypes.CDLL | None:
     return _load()[0]
 
 
+@functools.cache
+def has_tiles() -> bool:
+    """True if the kernels run here and may use AMX's tiles."""
+    return _load()[2]
+
+
 def status() -> str:
     """Which kernels this process uses, and if plain ones, why."""
     return _load()[1]
 
 
+def fits(*tensors: Tensor) -> bool:
+    """True if the kernels run here and these tensors are for them: bf16 on the CPU."""
+    return library() is not None and all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in tensors)
+
+
+def keeps_gradient(*tensors: Tensor) -> bool:
+    """True if what is made of these tensors has a way back to one of them."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def takes(*tensors: Tensor) -> bool:
     """True if the kernels run here and take these tensors: bf16 on the CPU, of which no gradient is kept."""
-    if library() is None or any(t.dtype != torch.bfloat16 or t.device.type != "cpu" for t in tensors):
-        return False
-    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return fits(*tensors) and not keeps_gradient(*tensors)
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def _load() -> tuple[ctypes.CDLL | None, str, bool]:
     level, flags = os.environ.get(LEVEL), _flags_of_processor()
     if level == "plain":
-        return None, f"plain torch, as {LEVEL} asks"
+        return None, f"plain torch, as {LEVEL} asks", False
     missing = sorted(_NEEDED - flags)
     if missing:
-        return None, f"plain torch, for this processor has no {', '.join(missing)}"
+        return None, f"plain torch, for this processor has no {', '.join(missing)}", False
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
-        return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)"
+        return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)", False
     try:
         opened = _opened(_compiled(compiler))
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
-        return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}"
-    tiles = flags >= _TILES and level != "avx512" and opened.allow_tiles() == 1
-    return opened, "C++, avx512_bf16 and amx_bf16" if tiles else "C++, avx512_bf16"
+        return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}", False
+    tiles = opened.allow_tiles(flags >= _TILES and level != "avx512") == 1
+    return opened, f"C++, avx512_bf16{' and amx_bf16' if tiles else ''}", tiles
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -88,7 +109,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     for name, letters in _ARGUMENTS.items():
         function = getattr(opened, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
-    opened.allow_tiles.restype = ctypes.c_long
+    opened.allow_tiles.argtypes, opened.allow_tiles.restype = [ctypes.c_long], ctypes.c_long
     return opened
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schoolhouse.kernels.native import library
+from schoolhouse.kernels.products import linear_in_training
 
 FILL = 32  # columns come in such groups
 ROWS = 32  # the least that the product wants room for
@@ -34,62 +35,68 @@ def _fits(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.stride(-1) == 1 and weight.shape[1] % 2 == 0
 
 
-class PackedWeight:
-    """A copy of a matrix (N, K). It knows the matrix that it was made from, and notices when that one has changed."""
+class Matrix:
+    """A matrix (N, K) of 16, 8 or 4 bits as the C++ reads it: N filled up to a multiple of `FILL`."""
+
+    def __init__(self, weight: Tensor, bits: int, scales: Tensor | None = None) -> None:
+        native, (self._columns, self._inner) = library(), weight.shape
+        assert native is not None, "can_pack says whether there are kernels"
+        filled = -(-self._columns // FILL) * FILL
+        self._packed = torch.empty(filled, self._inner * bits // 8, dtype=torch.int8)
+        pack = {16: native.pack_weight, 8: native.pack_codes, 4: native.pack_nibbles}[bits]
+        pack(weight.data_ptr(), weight.stride(0), self._columns, self._inner, self._packed.data_ptr())
+        self._scales, group = None, self._inner
+        if scales is not None:
+            group //= scales.shape[1]
+            self._scales = F.pad(scales.float(), (0, 0, 0, filled - self._columns)).t().contiguous()  # (K / group, N)
+        address = 0 if self._scales is None else self._scales.data_ptr()
+        self.words = (self._packed.data_ptr(), address, group, self._columns, self._inner, bits)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self._columns, self._inner
+
+    def product(self, x: Tensor) -> Tensor:
+        """x: (..., K) bf16 to (..., N), sums in fp32."""
+        native, inner, columns = library(), self._inner, self._columns
+        assert native is not None, "nothing is packed where there are no kernels"
+        rows = x.reshape(-1, inner)
+        rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+        count = len(rows)
+        out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(max(count, ROWS) * inner, dtype=x.dtype)
+        if count:
+            weight, scales, group, _, _, bits = self.words
+            native.linear(
+                rows.data_ptr(), rows.stride(0), weight, scales, group, bits, out.data_ptr(), columns, count, columns,
+                inner, laid.data_ptr(),
+            )  # fmt: skip
+        return out.view(*x.shape[:-1], columns)
+
+
+class PackedWeight(Matrix):
+    """A copy of a bf16 matrix. It knows the matrix that it was made from, and notices when that one has changed.
+
+    `torch.nn.functional.linear` is the product's twin.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         self._weight, self._version = weight.detach(), weight._version
-        self._packed = _packed(self._weight, "pack_weight", 16)
+        super().__init__(self._weight, 16)
 
     def is_of(self, weight: Tensor) -> bool:
         """True while the matrix has neither moved nor been written to since it was packed."""
         return weight.data_ptr() == self._weight.data_ptr() and weight._version == self._version
 
-    def product(self, x: Tensor) -> Tensor:
-        """x: (..., K) bf16 to (..., N), sums in fp32; `torch.nn.functional.linear` is the twin."""
-        return _product(x, "linear", (self._packed,), len(self._weight))
 
-
-class PackedCodes:
-    """Codes (N, K) of 8 or 4 bits, laid out for the product, with scales (N, K / group) of groups along K.
+class PackedCodes(Matrix):
+    """Codes (N, K) of 8 or 4 bits with scales (N, K / group) of groups along K: x meets codes times scales.
 
     Codes come as int8, those of 4 bits in -8..7.
     """
 
     def __init__(self, codes: Tensor, scales: Tensor, bits: int = 8) -> None:
-        self._columns, self._group = len(codes), codes.shape[1] // scales.shape[1]
-        self._packed = _packed(codes, "pack_codes" if bits == 8 else "pack_nibbles", bits)
-        fill = len(self._packed) - self._columns
-        self._scales = F.pad(scales.float(), (0, 0, 0, fill)).t().contiguous()  # (K / group, N and fill)
-        self._product = "linear_of_codes" if bits == 8 else "linear_of_nibbles"
-
-    def product(self, x: Tensor) -> Tensor:
-        """x: (..., K) bf16 to (..., N): the sums of x times codes, in fp32, times the scales."""
-        return _product(x, self._product, (self._packed, self._scales), self._columns, self._group)
-
-
-def _packed(weight: Tensor, function: str, bits: int) -> Tensor:
-    """A matrix (N, K) as the product reads it: N filled up to a multiple of `FILL`, numbers of so many bits."""
-    native, (columns, inner) = library(), weight.shape
-    assert native is not None, "can_pack says whether there are kernels"
-    packed = torch.empty(-(-columns // FILL) * FILL, inner * bits // 8, dtype=torch.int8)
-    getattr(native, function)(weight.data_ptr(), weight.stride(0), columns, inner, packed.data_ptr())
-    return packed
-
-
-def _product(x: Tensor, function: str, packed: tuple[Tensor, ...], columns: int, *group: int) -> Tensor:
-    native, inner = library(), x.shape[-1]
-    assert native is not None, "nothing is packed where there are no kernels"
-    rows = x.reshape(-1, inner)
-    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    count = len(rows)
-    out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(max(count, ROWS) * inner, dtype=x.dtype)
-    if count:
-        getattr(native, function)(
-            rows.data_ptr(), rows.stride(0), *(part.data_ptr() for part in packed), *group, out.data_ptr(), columns,
-            count, columns, inner, laid.data_ptr(),
-        )  # fmt: skip
-    return out.view(*x.shape[:-1], columns)
+        super().__init__(codes, bits, scales)
 
 
 @contextmanager
@@ -109,6 +116,6 @@ def rounded_as(rows: int) -> Iterator[None]:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:
     """`torch.nn.functional.linear`, by the packed copy where there is one that still holds and no gradient is kept."""
     if packed is None or torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not packed.is_of(weight):
-        return F.linear(x, weight, bias)
+        return linear_in_training(x, weight, bias) if torch.is_grad_enabled() else F.linear(x, weight, bias)
     out = packed.product(x)
     return out if bias is None else out.add_(bias)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from schoolhouse.kernels.attention import Scoring, attend, causal_bias
+from schoolhouse.kernels.fused import turn
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
-from schoolhouse.model.layers import Linear, Rope, apply_rope, make_norm, softmax_scale
+from schoolhouse.model.layers import Linear, Rope, make_norm, softmax_scale
 
 Ropes = Mapping[str, Rope]
 """Cosines and sines of the tokens' angles, for each type of layer."""
@@ -96,6 +97,6 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         rope = ropes[self.kind]
-        q, k = apply_rope(q, rope, self.interleaved), apply_rope(k, rope, self.interleaved)
+        q, k = turn(q, *rope, neighbours=self.interleaved), turn(k, *rope, neighbours=self.interleaved)
         out = context.attend(self.layer, q, k, v, self.scoring)
         return self.o_proj(out.reshape(batch, length, -1))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
-from schoolhouse.kernels.fused import gated, rms_norm, turn
+from schoolhouse.kernels.fused import gated, rms_norm
 from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
 from schoolhouse.model.rope_rules import ORIGINAL
@@ -57,7 +57,7 @@ class RMSNormPlusOne(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) to the same shape and dtype."""
-        return rms_norm(x.float(), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, shift=1.0)
 
 
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
@@ -257,20 +257,3 @@ def softmax_scale(config: ModelConfig) -> float:
     if config.mla is not None and scaling.get("mscale_all_dim"):
         scale *= _yarn_mscale(_number(scaling, "factor"), _number(scaling, "mscale_all_dim")) ** 2
     return scale
-
-
-def apply_rope(x: Tensor, rope: Rope, interleaved: bool = False) -> Tensor:
-    """Turn each head's pairs by their token's angles: (i, i + half) or, interleaved, (2i, 2i + 1).
-
-    x: (B, T, H, Dh) to the same shape. Interleaved pairs come out as halves, in queries and keys alike, so that their
-    products are the same. What lies behind the turning part stays.
-    """
-    cos, sin = rope
-    width = 2 * cos.shape[-1]
-    turning, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
-    if interleaved:
-        first, second = turning[..., 0::2], turning[..., 1::2]
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    else:
-        turned = turn(turning, cos, sin)
-    return turned if rest is None else torch.cat((turned, rest), dim=-1)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from schoolhouse.kernels.attention import Scoring
+from schoolhouse.kernels.fused import turn
 from schoolhouse.model.attention import Context, Ropes
 from schoolhouse.model.config import FULL, ModelConfig
-from schoolhouse.model.layers import Linear, RMSNorm, apply_rope, softmax_scale
+from schoolhouse.model.layers import Linear, RMSNorm, softmax_scale
 
 LATENT_EPS = 1e-6  # of the norms over latents, whatever the config says of the others
 
@@ -47,10 +48,9 @@ class LatentAttention(nn.Module):
         batch, length, _ = x.shape
         m, rope = self.sizes, ropes[FULL]
         q = self._queries(x).view(batch, length, -1, m.qk_head_dim)
-        still, turning = q.split((m.qk_nope_head_dim, m.qk_rope_head_dim), dim=-1)
-        q = torch.cat((still, apply_rope(turning, rope, self.interleaved)), dim=-1)  # (B, T, H, Dn + Dr)
+        q = turn(q, *rope, still=m.qk_nope_head_dim, neighbours=self.interleaved)  # (B, T, H, Dn + Dr)
         latent, key = self.kv_a_proj_with_mqa(x).split((m.kv_lora_rank, m.qk_rope_head_dim), dim=-1)
-        key = apply_rope(key[:, :, None], rope, self.interleaved)  # one for all heads
+        key = turn(key[:, :, None], *rope, neighbours=self.interleaved)  # one for all heads
         latent = torch.cat((self.kv_a_layernorm(latent)[:, :, None], key), dim=-1)  # (B, T, 1, R + Dr)
         out = context.attend_latent(self.layer, q, latent, self, self.scoring)
         return self.o_proj(out.reshape(batch, length, -1))

@@ -183,6 +183,11 @@ class QuantLinear(nn.Module):
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return layer
 
+    @property
+    def packed(self) -> PackedCodes | None:
+        """The copy that the C++ product reads, once rows have passed it."""
+        return self._packed
+
     def codes(self) -> Tensor:
         """(N, K) int8."""
         return self.weight if self.scheme.bits == 8 else from_nibbles(self.weight)

@@ -6,9 +6,8 @@
 
 #include <math.h>
 #include <omp.h>
-#include <stdlib.h>
 
-#include "lanes.h"
+#include "attention.h"
 
 namespace {
 
@@ -31,12 +30,6 @@ WITH_BF16 inline __m512 sums_of(const __m512* x) {
     two[i] = _mm512_add_ps(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
                            _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
   return _mm512_add_ps(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
-}
-
-// e^x for x <= 0; below -87 it is 0.
-WITH_BF16 inline __m512 share_of(__m512 x) {
-  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  return _mm512_mask_mov_ps(exponential(x), tiny, _mm512_setzero_ps());
 }
 
 // Scores to shares that add to one. The room behind the last score is filled up to 16.
@@ -132,7 +125,45 @@ WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long wi
   return sums_of(sum);
 }
 
+// Asks for the first keys of what is looked at next.
+inline void fetch_keys(const bf16* keys, long stride, long from, long tokens, long width) {
+  if (keys) fetch(keys + from * stride, stride, tokens, width);
+}
+
 }  // namespace
+
+WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                           const bf16* following, bf16* out, long share, long width, long depth, float scale, float cap,
+                           Room& room) {
+  const long padded = (count + LANES - 1) / LANES * LANES;
+  float *scores = room.scores(share * padded), *sums = room.sums(share * depth);
+  for (long s = 0; s < count; s += LANES) {
+    const long left = count - s < LANES ? count - s : LANES;
+    fetch(values + s * value_row, value_row, left, depth);
+    for (long i = 0; i < share; i++) {
+      const __m512 found = scores_of(q + i * width, keys + s * key_row, key_row, width, left);
+      _mm512_storeu_ps(scores + i * padded + s, _mm512_mul_ps(found, _mm512_set1_ps(scale)));
+    }
+  }
+  for (long i = 0; i < share; i++) {
+    if (cap > 0)
+      for (long s = 0; s < count; s++) scores[i * padded + s] = cap * tanhf(scores[i * padded + s] / cap);
+    softmax(scores + i * padded, count);
+  }
+  for (long i = 0; i < share * depth; i++) sums[i] = 0;
+  for (long s = 0; s < count; s += BLOCK) {
+    const long tokens = count - s < BLOCK ? count - s : BLOCK;
+    fetch_keys(following, key_row, s, tokens, width);
+    for (long d = 0; d < depth; d += CHUNK) {
+      const long parts = (depth - d < CHUNK ? depth - d : CHUNK) / LANES;
+      for (long i = 0; i < share; i += 4)
+        add_values(share - i, sums + i * depth + d, depth, scores + i * padded + s, padded, values + s * value_row + d,
+                   value_row, tokens, parts);
+    }
+  }
+  for (long i = 0; i < share * depth; i += LANES)
+    _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums + i)));
+}
 
 extern "C" {
 
@@ -146,52 +177,19 @@ WITH_BF16 void attend_one(const bf16* q, const bf16* key, long key_text, long ke
   const long even = texts * kv_heads / (TURNS_A_THREAD * omp_get_max_threads()), turn = even < 1 ? 1 : even;
 #pragma omp parallel
   {
-    long room = 0;
-    float *scores = nullptr, *sums = (float*)aligned_alloc(64, share * depth * sizeof(float));
+    Room room;
 #pragma omp for schedule(dynamic, turn) collapse(2)
     for (long b = 0; b < texts; b++)
       for (long h = 0; h < kv_heads; h++) {
-        const long count = lasts[b] - firsts[b], padded = (count + LANES - 1) / LANES * LANES;
-        if (padded > room) {
-          free(scores);
-          room = 2 * padded;
-          scores = (float*)aligned_alloc(64, share * room * sizeof(float));
-        }
         const bf16* keys = key + b * key_text + h * key_head + firsts[b] * key_row;
         const bf16* values = value + b * value_text + h * value_head + firsts[b] * value_row;
         const long row = (b * kv_heads + h) * share;
         const bf16* following = h + 1 < kv_heads  ? keys + key_head
                                 : b + 1 < texts ? key + (b + 1) * key_text + firsts[b + 1] * key_row
                                                 : nullptr;
-        for (long s = 0; s < count; s += LANES) {
-          const long left = count - s < LANES ? count - s : LANES;
-          fetch(values + s * value_row, value_row, left, depth);
-          for (long i = 0; i < share; i++) {
-            const __m512 found = scores_of(q + (row + i) * width, keys + s * key_row, key_row, width, left);
-            _mm512_storeu_ps(scores + i * padded + s, _mm512_mul_ps(found, _mm512_set1_ps(scale)));
-          }
-        }
-        for (long i = 0; i < share; i++) {
-          if (cap > 0)
-            for (long s = 0; s < count; s++) scores[i * padded + s] = cap * tanhf(scores[i * padded + s] / cap);
-          softmax(scores + i * padded, count);
-        }
-        for (long i = 0; i < share * depth; i++) sums[i] = 0;
-        for (long s = 0; s < count; s += BLOCK) {
-          const long tokens = count - s < BLOCK ? count - s : BLOCK;
-          if (following) fetch(following + s * key_row, key_row, tokens, width);
-          for (long d = 0; d < depth; d += CHUNK) {
-            const long parts = (depth - d < CHUNK ? depth - d : CHUNK) / LANES;
-            for (long i = 0; i < share; i += 4)
-              add_values(share - i, sums + i * depth + d, depth, scores + i * padded + s, padded,
-                         values + s * value_row + d, value_row, tokens, parts);
-          }
-        }
-        for (long i = 0; i < share * depth; i += LANES)
-          _mm256_storeu_si256((__m256i*)(out + row * depth + i), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums + i)));
+        attend_rows(q + row * width, keys, key_row, values, value_row, lasts[b] - firsts[b], following,
+                    out + row * depth, share, width, depth, scale, cap, room);
       }
-    free(scores);
-    free(sums);
   }
 }
 

@@ -12,6 +12,7 @@ typedef uint16_t bf16;
 namespace {
 
 constexpr long LANES = 16;
+constexpr long SMALL = 1 << 14;  // numbers below which a second thread costs more than it does
 
 WITH_BF16 inline __m512 widen(const bf16* x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
@@ -19,6 +20,17 @@ WITH_BF16 inline __m512 widen(const bf16* x) {
 
 WITH_BF16 inline void narrow(bf16* to, __m512 x) {
   _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// The lanes that hold a number where so many are left: at the end of a row fewer than sixteen.
+inline __mmask16 inside(long left) { return left >= LANES ? 0xffff : (1u << left) - 1; }
+
+WITH_BF16 inline __m512 widen(const bf16* x, __mmask16 held) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(held, x)), 16));
+}
+
+WITH_BF16 inline void narrow(bf16* to, __m512 x, __mmask16 held) {
+  _mm256_mask_storeu_epi16(to, held, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
 // e^x for -87 <= x <= 88, to about 2e-7 of itself.
@@ -30,6 +42,12 @@ WITH_BF16 inline __m512 exponential(__m512 x) {
   const float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   for (float term : terms) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(term));
   return _mm512_scalef_ps(y, n);
+}
+
+// e^x for x <= 0; below -87 it is 0.
+WITH_BF16 inline __m512 share_of(__m512 x) {
+  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(exponential(x), tiny, _mm512_setzero_ps());
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "matrix.h"
 #include "tiled.h"
 
 namespace {
@@ -96,6 +97,7 @@ void tile_of(long r, const bf16* rows, const Weight* weight, Scales scales, long
   }
 }
 
+// The threads of a parallel region share the work; they do not wait for one another at its end.
 template <Scaling S, class Weight>
 void product(const bf16* x, long x_stride, const Weight* weight, Scales scales, bf16* y, long y_stride, long m, long n,
              long k, bf16* scratch) {
@@ -107,28 +109,28 @@ void product(const bf16* x, long x_stride, const Weight* weight, Scales scales, 
   const long chunks = up(blocks, kept) * groups >= fewest ? up(blocks, kept) : up(fewest, groups);
   const long chunk = up(blocks, chunks) < FEWEST_BLOCKS ? FEWEST_BLOCKS : up(blocks, chunks);
   const auto first_of = [=](long block) { return block * most + (block < longer ? block : longer); };
-#pragma omp parallel
-  {
+  const bf16* packed = m > 1 ? scratch : x;  // one row lies packed
+  if (m > 1) {
 #pragma omp for schedule(static)
     for (long b = 0; b < blocks; b++)
       pack_rows(x + first_of(b) * x_stride, x_stride, first_of(b + 1) - first_of(b), k, scratch + first_of(b) * k);
-#pragma omp for schedule(dynamic, 1) collapse(2)
-    for (long c = 0; c < up(blocks, chunk); c++)
-      for (long g = 0; g < groups; g++)
-        for (long j = g * group; j < n && j < (g + 1) * group; j += COLUMNS) {
-          const Weight* own = beyond(weight, j * k);
-          const Scales own_scales = {scales.first + j, scales.columns, scales.pairs};
-          const char* next = (const char*)beyond(own, COLUMNS * k);
-          for (long b = c * chunk; b < blocks && b < (c + 1) * chunk; b++) {
-            const bf16* rows = scratch + first_of(b) * k;
-            const long turn = b - c * chunk, count = first_of(b + 1) - first_of(b);
-            // Each of the first blocks asks for a part of what comes next.
-            const char* ahead = turn < (long)sizeof(Weight) ? next + turn * (k / 2) * LINE : (const char*)rows;
-            bf16* to = y + first_of(b) * y_stride + j;
-            tile_of<S>(count, rows, own, own_scales, k, to, y_stride, n - j, ahead);
-          }
-        }
   }
+#pragma omp for schedule(dynamic, 1) collapse(2) nowait
+  for (long c = 0; c < up(blocks, chunk); c++)
+    for (long g = 0; g < groups; g++)
+      for (long j = g * group; j < n && j < (g + 1) * group; j += COLUMNS) {
+        const Weight* own = beyond(weight, j * k);
+        const Scales own_scales = {scales.first + j, scales.columns, scales.pairs};
+        const char* next = (const char*)beyond(own, COLUMNS * k);
+        for (long b = c * chunk; b < blocks && b < (c + 1) * chunk; b++) {
+          const bf16* rows = packed + first_of(b) * k;
+          const long turn = b - c * chunk, count = first_of(b + 1) - first_of(b);
+          // Each of the first blocks asks for a part of what comes next.
+          const char* ahead = turn < (long)sizeof(Weight) ? next + turn * (k / 2) * LINE : (const char*)rows;
+          bf16* to = y + first_of(b) * y_stride + j;
+          tile_of<S>(count, rows, own, own_scales, k, to, y_stride, n - j, ahead);
+        }
+      }
 }
 
 long rows_that_choose = 0;  // 0: those of the product itself
@@ -159,41 +161,62 @@ WITH_TILES void block(const bf16* rows, long stride, long count, const bf16* pan
   leaving.start(sums, S == WHOLE ? scales.first : nullptr, count, columns, y, y_stride, large);
 }
 
+// The same by tiles.
 template <Scaling S, class Weight>
 WITH_TILES void tiled_product(const bf16* x, long x_stride, const Weight* weight, Scales scales, bf16* y, long y_stride,
                               long m, long n, long k, bf16* scratch) {
   const long rest = m % TILE ? m % BLOCK_ROWS : 0, whole = m - rest;  // the last rows fill no tile: they get room
-  for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
+  if (rest) {
+#pragma omp for schedule(static)
+    for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
+  }
   const long even = up(n, TASKS_A_THREAD * omp_get_max_threads() * COLUMNS) * COLUMNS;
   const long group = even < GROUP ? even : GROUP;
   const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
-#pragma omp parallel
-  {
-    open_tiles();
-    bf16* room = (bf16*)aligned_alloc(64, COLUMNS * k * sizeof(bf16));
-    Sums sums[2];  // one is filled while the other leaves
-    Leaving leaving;
-    long turn = 0;
+  open_tiles();
+  bf16* room = sizeof(Weight) < sizeof(bf16) ? (bf16*)aligned_alloc(64, COLUMNS * k * sizeof(bf16)) : nullptr;
+  Sums sums[2];  // one is filled while the other leaves
+  Leaving leaving;
+  long turn = 0;
 #pragma omp for schedule(dynamic, 1) collapse(2) nowait
-    for (long c = 0; c < m; c += chunk)
-      for (long g = 0; g < n; g += group)
-        for (long j = g; j < n && j < g + group; j += COLUMNS) {
-          const bf16* panels = widened(beyond(weight, j * k), k, room);
-          const Scales own = {scales.first + j, scales.columns, scales.pairs};
-          for (long i = c; i < m && i < c + chunk; i += BLOCK_ROWS) {
-            const bool copied = i >= whole;
-            const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
-            block<S>(copied ? scratch : x + i * x_stride, copied ? k : x_stride, count, panels, own, k,
-                     y + i * y_stride + j, y_stride, n - j, m * n > 2 * CACHED, leaving, sums[turn++ % 2]);
-          }
+  for (long c = 0; c < m; c += chunk)
+    for (long g = 0; g < n; g += group)
+      for (long j = g; j < n && j < g + group; j += COLUMNS) {
+        const bf16* panels = widened(beyond(weight, j * k), k, room);
+        const Scales own = {scales.first + j, scales.columns, scales.pairs};
+        for (long i = c; i < m && i < c + chunk; i += BLOCK_ROWS) {
+          const bool copied = i >= whole;
+          const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
+          block<S>(copied ? scratch : x + i * x_stride, copied ? k : x_stride, count, panels, own, k,
+                   y + i * y_stride + j, y_stride, n - j, m * n > 2 * CACHED, leaving, sums[turn++ % 2]);
         }
-    leaving.finish();
-    free(room);
-    close_tiles();
-  }
+      }
+  leaving.finish();
+  free(room);
+  close_tiles();
+}
+
+template <class Codes>
+void coded_product(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch) {
+  const Codes* codes = (const Codes*)w.weight;
+  const Scales all = {w.scales, up(w.n, COLUMNS) * COLUMNS, w.group / 2};
+  const bool tiles = by_tiles(m, w.k, w.group), whole = w.group == w.k;
+  if (tiles && whole) return tiled_product<WHOLE>(x, x_stride, codes, all, y, y_stride, m, w.n, w.k, scratch);
+  if (tiles) return tiled_product<GROUPS>(x, x_stride, codes, all, y, y_stride, m, w.n, w.k, scratch);
+  if (whole) return product<WHOLE>(x, x_stride, codes, all, y, y_stride, m, w.n, w.k, scratch);
+  product<GROUPS>(x, x_stride, codes, all, y, y_stride, m, w.n, w.k, scratch);
 }
 
 }  // namespace
+
+void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch) {
+  if (w.bits == 8) return coded_product<int8_t>(x, x_stride, w, y, y_stride, m, scratch);
+  if (w.bits == 4) return coded_product<Nibbles>(x, x_stride, w, y, y_stride, m, scratch);
+  const bf16* weight = (const bf16*)w.weight;
+  const Scales none = {nullptr, 0, 0};
+  if (by_tiles(m, w.k, w.k, 1)) return tiled_product<NONE>(x, x_stride, weight, none, y, y_stride, m, w.n, w.k, scratch);
+  product<NONE>(x, x_stride, weight, none, y, y_stride, m, w.n, w.k, scratch);
+}
 
 extern "C" {
 
@@ -239,31 +262,13 @@ void pack_nibbles(const int8_t* codes, long stride, long n, long k, uint8_t* out
     }
 }
 
-// y (m, n) = x (m, k) times the transpose of a packed weight (n, k). scratch: m * k numbers, and not below 32 * k.
-void linear(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_stride, long m, long n, long k,
-            bf16* scratch) {
-  if (by_tiles(m, k, k, 1))
-    return tiled_product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
-  product<NONE>(x, x_stride, weight, {nullptr, 0, 0}, y, y_stride, m, n, k, scratch);
-}
-
-// The same with packed codes and scales (k / group, n), n filled up to 32; a group is a multiple of 2 and divides k.
-void linear_of_codes(const bf16* x, long x_stride, const int8_t* codes, const float* scales, long group, bf16* y,
-                     long y_stride, long m, long n, long k, bf16* scratch) {
-  const Scales all = {scales, up(n, COLUMNS) * COLUMNS, group / 2};
-  if (by_tiles(m, k, group) && group == k)
-    return tiled_product<WHOLE>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
-  if (by_tiles(m, k, group)) return tiled_product<GROUPS>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
-  if (group == k) return product<WHOLE>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
-  product<GROUPS>(x, x_stride, codes, all, y, y_stride, m, n, k, scratch);
-}
-
-void linear_of_nibbles(const bf16* x, long x_stride, const uint8_t* codes, const float* scales, long group, bf16* y,
-                       long y_stride, long m, long n, long k, bf16* scratch) {
-  const Scales all = {scales, up(n, COLUMNS) * COLUMNS, group / 2};
-  if (by_tiles(m, k, group))
-    return tiled_product<GROUPS>(x, x_stride, (const Nibbles*)codes, all, y, y_stride, m, n, k, scratch);
-  product<GROUPS>(x, x_stride, (const Nibbles*)codes, all, y, y_stride, m, n, k, scratch);
+// y (m, n) = x (m, k) times the transpose of a packed matrix (n, k) of 16, 8 or 4 bits. Codes have scales (k / group, n),
+// n filled up to 32; a group is a multiple of 2 and divides k. scratch: m * k numbers, and not below 32 * k.
+void linear(const bf16* x, long x_stride, const void* weight, const float* scales, long group, long bits, bf16* y,
+            long y_stride, long m, long n, long k, bf16* scratch) {
+  const Matrix matrix = {weight, scales, group, n, k, bits};
+#pragma omp parallel
+  multiply_rows(x, x_stride, matrix, y, y_stride, m, scratch);
 }
 
 }  // extern "C"

@@ -1,0 +1,137 @@
+"""All layers of a Llama-like decoder for the new tokens of each text, in one call of C++.
+
+Twelve operations a layer, each a call from Python and a meeting of all threads, cost as much as their arithmetic while
+few texts run. What the call does to a number is what the operations one by one would do; `Transformer.hidden` over a
+`DecodeContext` is the twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from schoolhouse.infer.cache import SlotCache
+from schoolhouse.kernels.native import library, takes
+from schoolhouse.kernels.packed_weight import ROWS, Matrix
+from schoolhouse.model.attention import Attention
+from schoolhouse.model.config import FULL, ModelConfig
+from schoolhouse.model.layers import GatedFeedForward, Linear, RMSNorm
+from schoolhouse.model.quantized import QuantLinear
+from schoolhouse.model.transformer import DecoderLayer, Transformer
+
+WIDTHS = 32  # what the sizes of rows and heads are multiples of
+
+
+class FusedLayers:
+    """The layers of one model over one cache; `made_for` says if it takes them."""
+
+    def __init__(self, model: Transformer, cache: SlotCache, matrices: Sequence[Sequence[Matrix]]) -> None:
+        self._model, self._cache, self._config = model, cache, model.config
+        self._matrices = matrices  # they own the memory that the words below point to
+        words = []
+        for layer, each in zip(_layers(model), matrices, strict=True):
+            norms = [
+                n.get_parameter("weight").data_ptr() for n in (layer.input_layernorm, layer.post_attention_layernorm)
+            ]
+            words.append([*norms, 0, 0, *(word for matrix in each for word in matrix.words)])
+        self._words = torch.tensor(words, dtype=torch.int64)
+        self._strides = torch.zeros(3, dtype=torch.int64)
+        self._placed: list[tuple[Tensor, ...]] | None = None
+
+    @classmethod
+    def made_for(cls, model: Transformer, cache: SlotCache) -> FusedLayers | None:
+        """The layers in one call, or None where an operation is not among those that the call knows."""
+        if library() is None or not takes(model.head_weight.detach()) or not _is_plain(model):
+            return None
+        matrices = [[_matrix(linear) for linear in _linears(layer)] for layer in _layers(model)]
+        known = [[matrix for matrix in each if matrix is not None] for each in matrices]
+        shapes = {tuple(matrix.shape for matrix in each) for each in known}
+        return cls(model, cache, known) if shapes == {_shapes(model.config)} else None
+
+    def is_of(self, model: Transformer) -> bool:
+        """True while the model's packed matrices are those that this was made from."""
+        now = (_matrix(linear) for layer in _layers(model) for linear in _linears(layer))
+        return all(a is b for a, b in zip(now, (m for each in self._matrices for m in each), strict=True))
+
+    def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states after the last norm of ids (B, T), the next tokens of the first B slots: (B, T, D).
+
+        lengths: (B,) int64, tokens that each slot holds already. Their keys and values go into the cache.
+        """
+        config, native, (texts, tokens) = self._config, library(), ids.shape
+        assert native is not None, "made_for asks for the kernels"
+        self._place()
+        x = self._model.embed(ids).flatten(0, 1).contiguous()  # (B * T, D)
+        cos, sin = self._model.rotary.tables(lengths[:, None] + torch.arange(tokens), x.dtype)[FULL]
+        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        inner, width = config.intermediate_size, config.hidden_size
+        whole = (heads + 2 * kv_heads) * size
+        row = width + max(whole, width) + heads * size + 2 * inner + max(width, inner, heads * size)
+        scratch = torch.empty(max(texts * tokens, ROWS) * row, dtype=x.dtype)
+        scale = _layers(self._model)[0].self_attn.scoring.scale
+        native.decode_layers(
+            self._words.data_ptr(), len(self._words), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),
+            self._strides.data_ptr(), texts, tokens, heads, kv_heads, size, width, inner, scale,
+            config.rms_norm_eps, scratch.data_ptr(),
+        )  # fmt: skip
+        normed: Tensor = self._model.model.norm(x.view(texts, tokens, width))
+        return normed
+
+    def _place(self) -> None:
+        """Where the cache holds each layer's keys and values; they move when it grows."""
+        if self._placed is self._cache.layers:
+            return
+        self._placed = self._cache.layers
+        for words, (keys, values) in zip(self._words, self._placed, strict=True):
+            assert keys.stride() == values.stride()
+            words[2], words[3] = keys.data_ptr(), values.data_ptr()
+        self._strides = torch.tensor(self._placed[0][0].stride()[:3], dtype=torch.int64)
+
+
+def _layers(model: Transformer) -> list[DecoderLayer]:
+    held = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
+    return held[: model.config.num_hidden_layers]
+
+
+def _is_plain(model: Transformer) -> bool:
+    """Norm, grouped-query attention, norm, gated feed-forward, and nothing else."""
+    config = model.config
+    sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+    rotates = not config.rope_interleave and config.rotary_dim in (None, config.head_dim)
+    if config.mla is not None or config.qk_norm or not rotates or any(size % WIDTHS for size in sizes):
+        return False
+    return all(_is_plain_layer(layer, i) for i, layer in enumerate(_layers(model)))
+
+
+def _is_plain_layer(layer: DecoderLayer, place: int) -> bool:
+    attention, feed = layer.self_attn, layer.mlp
+    if layer.block != "sequential" or not isinstance(attention, Attention) or not isinstance(feed, GatedFeedForward):
+        return False
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    plain = attention.scoring.window is None and attention.scoring.cap is None and attention.kind == FULL
+    gated = feed.activation is nn.functional.silu
+    unbiased = all(getattr(linear, "bias", None) is None for linear in _linears(layer))
+    return plain and gated and unbiased and all(type(norm) is RMSNorm for norm in norms)
+
+
+def _linears(layer: DecoderLayer) -> list[nn.Module]:
+    attention, feed = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    return [getattr(layer.self_attn, name) for name in attention] + [getattr(layer.mlp, name) for name in feed]
+
+
+def _shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """Of a layer's matrices, in the order of `_linears`."""
+    d, f, size = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * size, config.num_key_value_heads * size
+    return (q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)
+
+
+def _matrix(linear: nn.Module) -> Matrix | None:
+    """What the layer would multiply by, or None if that is no packed matrix that still holds."""
+    if isinstance(linear, QuantLinear):
+        return linear.packed
+    if not isinstance(linear, Linear) or linear.packed is None or not linear.packed.is_of(linear.weight):
+        return None
+    return linear.packed
