@@ -13,6 +13,7 @@ from schoolhouse.infer import engine as engine_module
 from schoolhouse.infer import speculation as module
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.engine import Engine
+from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.infer.speculation import Drafter, History, Predictions, PromptLookup, Speculation
 from schoolhouse.kernels import native
@@ -20,6 +21,7 @@ from schoolhouse.kernels import native
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0)
 SLIDING = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 5}
+FUSED = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 16, "moe_intermediate_size": 16}  # as the kernels take it
 
 
@@ -48,7 +50,7 @@ class Oracle(Drafter):
         draft = text[len(ids) : len(ids) + count]
         assert len(draft) == count, "more is drafted than the text may still say"
         places = range(len(ids), len(ids) + count)
-        return [i + 1 if self.wrong and p % self.wrong == 0 else i for p, i in zip(places, draft, strict=True)]
+        return [i ^ 1 if self.wrong and p % self.wrong == 0 else i for p, i in zip(places, draft, strict=True)]
 
 
 def texts_of(asked, replies):
@@ -94,7 +96,13 @@ def test_drafts_change_nothing(model, slots, eager):
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "make", [lambda: llama(hidden_size=64), lambda: deepseek(**LATENT), lambda: deepseek(first_k_dense_replace=2)]
+    "make",
+    [
+        lambda: llama(hidden_size=64),
+        lambda: llama(**FUSED),
+        lambda: deepseek(**LATENT),
+        lambda: deepseek(first_k_dense_replace=2),
+    ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_in_bf16_a_text_is_the_same_to_the_bit(make, temperature, eager):
@@ -128,6 +136,31 @@ def test_a_pass_over_several_tokens_rounds_as_passes_over_one():
                 ]
             found.append(torch.cat(parts, dim=1))
         assert torch.equal(*found)
+
+
+@needs_kernels
+def test_all_layers_in_one_call_read_several_tokens_as_one_by_one():
+    model = llama(torch.bfloat16, **FUSED)
+    model.pack()
+    ids = torch.randint(0, 300, (3, 5), generator=torch.Generator().manual_seed(0))
+    lengths, found, held = torch.tensor([30, 7, 0]), [], []
+    for tokens in (1, 5, None):
+        cache = SlotCache(model.config, 4, torch.bfloat16, torch.device("cpu"))
+        cache.reserve(40)
+        for layer in cache.layers:
+            for store in layer:
+                store.normal_(generator=torch.Generator().manual_seed(1))
+        fused = FusedLayers.made_for(model, cache)
+        with torch.inference_mode():
+            if tokens is None:
+                found.append(model.hidden(ids, DecodeContext(cache, lengths, 5)))
+            else:
+                starts = range(0, 5, tokens)
+                found.append(torch.cat([fused.hidden(ids[:, t : t + tokens], lengths + t) for t in starts], dim=1))
+        held.append(torch.stack([store for layer in cache.layers for store in layer]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(held[0], held[1])
+    assert torch.equal(found[1], found[2])
 
 
 def test_several_tokens_a_slot_equal_the_whole(model):
