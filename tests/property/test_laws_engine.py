@@ -1,12 +1,15 @@
 """Laws of the engine: what a text gets never depends on its company."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from school import LIVELY, network
+from schoolhouse.infer import speculation
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
+from schoolhouse.infer.speculation import Drafter, PromptLookup, Speculation
 
 MODEL = network(1, **LIVELY)
 IDS = st.lists(st.integers(0, 511), min_size=1, max_size=20)
@@ -35,3 +38,26 @@ def test_a_sample_does_not_depend_on_its_company(requests, slots, beginning):
             assert len(got.ids) <= plan.max_new_tokens
             assert (got.ids[-1] in plan.stop_ids) == (got.finish_reason == "stop")
             assert not plan.stop_ids & set(got.ids[:-1])
+
+
+class Guesses(Drafter):
+    """What stands at the text's beginning, and now and then nothing: right or wrong, as it falls."""
+
+    name = "guesses"
+
+    def propose(self, texts, most, cache):
+        return [text.ids[: min(room, len(text.ids) % 5)] for text, room in zip(texts, most, strict=True)]
+
+
+@settings(max_examples=25)
+@given(st.lists(REQUEST, min_size=1, max_size=4), st.integers(1, 9))
+def test_drafts_change_nothing(requests, slots):
+    asked, plans = [ids for ids, _ in requests], [plans for _, plans in requests]
+    wanted = Engine(MODEL, slots).generate(asked, plans)
+    with pytest.MonkeyPatch.context() as patch:  # drafts in every step, however slow they are
+        patch.setattr(speculation, "ENOUGH", 0)
+        patch.setattr(speculation, "JUDGED", 10**9)
+        got = Engine(MODEL, slots, Speculation([Guesses(), PromptLookup()])).generate(asked, plans)
+    for a, b in zip([c for row in got for c in row], [c for row in wanted for c in row], strict=True):
+        assert (a.ids, a.finish_reason) == (b.ids, b.finish_reason)
+        torch.testing.assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), rtol=1e-5, atol=2e-5)

@@ -8,6 +8,8 @@ from school import conversation, write_data, write_pupil
 from schoolhouse.core.errors import DataError, ModelError
 from schoolhouse.core.log import Log
 from schoolhouse.core.runtime import Runtime
+from schoolhouse.infer.sampler import Sampling
+from schoolhouse.infer.speculation import Speculation
 from schoolhouse.serve import chat as terminal
 from schoolhouse.serve.chat import Chat
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat
@@ -35,6 +37,18 @@ def test_a_conversation_that_fills_the_context_is_an_error(pupil):
     talk = Chat.load(pupil, Runtime.detect())
     with pytest.raises(ModelError, match="begin a new one"):
         list(talk.say("red blue " * 2000))
+
+
+@pytest.mark.parametrize("drafted", [0, 40])
+def test_a_conversation_ends_with_what_drafts_were_worth(pupil, monkeypatch, capsys, drafted):
+    speculation = Speculation([])
+    speculation.drafted, speculation.accepted = drafted, drafted // 4
+    monkeypatch.setattr(terminal.Speculation, "of", lambda model: speculation)
+    monkeypatch.setattr(terminal, "Sampling", lambda _, **more: Sampling(8, **more))
+    monkeypatch.setattr(terminal.sys, "stdin", io.StringIO("red\n"))
+    terminal.chat_loop(pupil, True, Log(), Runtime.detect())
+    assert ("10 of 40 drafted tokens accepted (25%)" in capsys.readouterr().err) is bool(drafted)
+    assert speculation.steps > 0, "the engine asked it"
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -15,7 +15,14 @@ from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels import native, products
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
-from schoolhouse.kernels.packed_weight import PackedCodes, PackedWeight, can_pack, can_pack_codes, linear
+from schoolhouse.kernels.packed_weight import (
+    PackedCodes,
+    PackedWeight,
+    can_pack,
+    can_pack_codes,
+    linear,
+    rounded_as,
+)
 from schoolhouse.model import transformer
 from schoolhouse.model.layers import Linear
 
@@ -50,6 +57,19 @@ def test_a_product_with_packed_codes_is_the_product(level, rows, inner, columns)
     scales = torch.rand(columns, 1, generator=generator).bfloat16()
     x, weight = draw(rows, inner), codes.bfloat16() * scales
     near(PackedCodes(codes, scales).product(x), x.double() @ (codes * scales.double()).t(), F.linear(x, weight))
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_row_of_a_product_does_not_hang_on_how_many_there_are(bits):
+    x, weight = draw(40, 128), draw(96, 128, seed=1)
+    codes = torch.randint(-8, 8, (96, 128), dtype=torch.int8, generator=torch.Generator().manual_seed(2))
+    packed = PackedWeight(weight) if bits == 16 else PackedCodes(codes, draw(96, 4 if bits == 4 else 1, seed=3), bits)
+    alone = torch.cat([packed.product(row[None]) for row in x])
+    for rows in (2, 4, 5, 13, 33, 40):
+        with rounded_as(1):
+            assert torch.equal(packed.product(x[:rows]), alone[:rows])
+    assert bits != 16 or torch.equal(packed.product(x), alone), "of bf16 without asking for it"
 
 
 @needs_kernels

@@ -33,11 +33,14 @@ class SlotCache:
     more than all that is done with it (docs/lab-log.md, 2026-11-23).
     """
 
-    def __init__(self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device, prediction_layers: int = 0
+    ) -> None:
         self.slots = slots
         self.capacity = 0
         self._parts, *self._shape = config.cache_shape
-        self._slabs = torch.empty(self._parts * config.num_hidden_layers, 0, dtype=dtype, device=device)
+        layers = config.num_hidden_layers + prediction_layers
+        self._slabs = torch.empty(self._parts * layers, 0, dtype=dtype, device=device)
         self.layers: list[tuple[Tensor, ...]] = []
 
     def reserve(self, tokens: int, most: int = 0) -> None:
@@ -85,17 +88,22 @@ def _blocks(tokens: int) -> int:
 
 
 class DecodeContext(Context):
-    """One new token in each of the first n slots. lengths: (n,) int64, tokens that each slot holds already."""
+    """T new tokens in each of the first n slots. lengths: (n,) int64, tokens that each slot holds already.
 
-    def __init__(self, cache: SlotCache, lengths: Tensor) -> None:
-        self.positions = lengths[:, None]  # (B, 1)
+    A token looks as if it came alone, so that a pass over several says what as many passes over one say. What a slot
+    holds beyond its text is written over by whatever comes there next.
+    """
+
+    def __init__(self, cache: SlotCache, lengths: Tensor, tokens: int = 1) -> None:
+        self.positions = lengths[:, None] + torch.arange(tokens, device=lengths.device)  # (B, T)
         self._cache = cache
-        self._rows = torch.arange(len(lengths), device=lengths.device)
-        self._lengths, self._lasts, self._zeros = lengths, lengths + 1, torch.zeros_like(lengths)
+        self._rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+        self._lasts = (self.positions + 1).t().contiguous()  # (T, B)
+        self._zeros = torch.zeros_like(self._lasts)
         self._bias: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-        """See `Context.attend`; T is 1."""
+        """See `Context.attend`."""
         keys, values = self._held(layer, k, v)
         return self._look(q, keys, values, scoring)
 
@@ -105,29 +113,42 @@ class DecodeContext(Context):
         return form.emerge(self._look(form.absorb(q), held, held[..., : form.rank], scoring))
 
     def _look(self, q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
-        lasts = self._lasts
+        lasts, tokens = self._lasts, q.shape[1]
         firsts = self._zeros if scoring.window is None else (lasts - scoring.window).clamp_(min=0)
-        out = attend_one(q, keys, values, firsts, lasts, scoring)
+        if len(q) == 1 < tokens:  # the kernel's texts may share their memory
+            shared_keys, shared_values = (x.expand(tokens, -1, -1, -1) for x in (keys, values))
+            out = attend_one(q.transpose(0, 1), shared_keys, shared_values, firsts[:, 0], lasts[:, 0], scoring)
+            if out is not None:
+                return out.transpose(0, 1)
+        each = [self._look_once(t, q[:, t : t + 1], keys, values, firsts[t], scoring) for t in range(tokens)]
+        return each[0] if tokens == 1 else torch.cat(each, dim=1)
+
+    def _look_once(
+        self, token: int, q: Tensor, keys: Tensor, values: Tensor, firsts: Tensor, scoring: Scoring
+    ) -> Tensor:
+        out = attend_one(q, keys, values, firsts, self._lasts[token], scoring)
         if out is not None:
             return out
-        return attend(q, keys, values, self._bias_of(keys, q.dtype, scoring.window), scoring)
+        bias = self._bias_of(keys, q.dtype, scoring.window)[:, token : token + 1]
+        return attend(q, keys, values, bias, scoring)
 
     def _held(self, layer: int, *new: Tensor) -> list[Tensor]:
-        """What the running slots hold of a layer, the new tokens (B, 1, Hk, Dh) put in: each (B, Hk, S, Dh)."""
+        """What the running slots hold of a layer, the new tokens (B, T, Hk, Dh) put in: each (B, Hk, S, Dh)."""
         stores = [store[: len(new[0])] for store in self._cache.layers[layer]]
         for store, part in zip(stores, new, strict=True):
-            store[self._rows, :, self._lengths] = part[:, 0]
+            store[self._rows, :, self.positions] = part
         return stores
 
     def _bias_of(self, keys: Tensor, dtype: torch.dtype, window: int | None) -> Tensor:
-        """(B, 1, S): 0 for the tokens of a slot's own text, its new one included; made once for all layers."""
+        """(B, T, S): 0 for the tokens of a slot's own text up to the one that looks; made once for all layers."""
         if window not in self._bias:
-            place = torch.arange(keys.shape[2], device=self._lengths.device)[None]
-            hidden = place > self.positions
+            place = torch.arange(keys.shape[2], device=self.positions.device)
+            looks = self.positions[..., None]  # (B, T, 1)
+            hidden = place > looks
             if window is not None:
-                hidden |= place <= self.positions - window
+                hidden |= place <= looks - window
             shown = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self._bias[window] = shown.masked_fill_(hidden, float("-inf"))[:, None]
+            self._bias[window] = shown.masked_fill_(hidden, float("-inf"))
         return self._bias[window]
 
 

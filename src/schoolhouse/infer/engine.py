@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
+from schoolhouse.infer.speculation import History, Speculation
 from schoolhouse.kernels.grid import filler
+from schoolhouse.kernels.packed_weight import rounded_as
 from schoolhouse.model.transformer import Transformer
 
 PREFILL_TOKENS = 2048  # read at once: enough to keep the products busy, and the others wait only briefly
@@ -57,6 +60,7 @@ class _Prompt:
     remember: bool = False
     kv: KV | None = None
     logits: Tensor | None = None
+    tail: Tensor | None = None  # last hidden states, where prediction layers are to go on from them
 
 
 @dataclass
@@ -66,21 +70,29 @@ class _Text:
     prompt: _Prompt
     index: int
     sampling: Sampling
-    length: int
+    history: History | None = None
     said: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens that have been read: what was drawn last has not."""
+        return len(self.prompt.ids) + max(0, len(self.said) - 1)
 
 
 class Engine:
     """Continuous batching over the slots of one cache.
 
     model: stays the caller's, its weights may change between requests (call `forget` before). slots: texts that run at
-    once. Raises ModelError for a prompt that is empty, does not fit into the model's context or has unknown ids.
+    once. speculation: guesses tokens that are then verified, where that is faster; None for one token a step.
+    Raises ModelError for a prompt that is empty, does not fit into the model's context or has unknown ids.
     """
 
-    def __init__(self, model: Transformer, slots: int = 64) -> None:
+    def __init__(self, model: Transformer, slots: int = 64, speculation: Speculation | None = None) -> None:
         self.model = model
+        self.speculation = speculation
+        self._ahead = speculation.prediction_layers if speculation else 0
         weight = next(model.parameters())  # codes are none: they have no number type to compute in
-        self._cache = SlotCache(model.config, slots, weight.dtype, weight.device)
+        self._cache = SlotCache(model.config, slots, weight.dtype, weight.device, self._ahead)
         self._device = weight.device
         self._slots = slots
         self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()
@@ -131,7 +143,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """Admit what fits, give each running text one token, and return the new tokens."""
+        """Admit what fits, give each running text one token or, where drafts come true, more; return the new ones."""
         tokens = self._admit()
         if self._running:
             tokens += self._decode()
@@ -193,8 +205,9 @@ class Engine:
         self._read(unread)
         texts = []
         for prompt, index, sampling in chosen:
-            texts.append(_Text(prompt, index, sampling, len(prompt.ids)))
-        self._reserve([*texts, *self._running])
+            history = History(prompt.ids, sampling, prompt.tail) if self.speculation else None
+            texts.append(_Text(prompt, index, sampling, history))
+        self._reserve([*texts, *self._running], 1)
         for slot, text in enumerate(texts, start=len(self._running)):
             assert text.prompt.kv is not None
             self._cache.write(slot, text.prompt.kv)
@@ -203,7 +216,7 @@ class Engine:
         for text in texts:
             text.prompt.waiting -= 1
             if text.prompt.waiting == 0:
-                text.prompt.kv = text.prompt.logits = None
+                text.prompt.kv = text.prompt.logits = text.prompt.tail = None
         return self._advance(texts, logits)
 
     def _read(self, prompts: list[_Prompt]) -> None:
@@ -225,14 +238,18 @@ class Engine:
         lengths = [len(p.ids) - known for p in batch]
         fill = filler(sum(lengths))
         laid = lengths + [fill] * (fill > 0)
-        context = PrefillContext(laid, prefix, self.model.config.num_hidden_layers, self._device)
+        context = PrefillContext(laid, prefix, self.model.config.num_hidden_layers + self._ahead, self._device)
         row = [i for p in batch for i in p.ids[known:]] + [0] * fill
         ids = torch.tensor(row, device=self._device)[None]  # (1, N)
-        hidden = self.model.hidden(ids, context)[0]  # (N, D)
+        hidden = self.model.hidden(ids, context)  # (1, N, D)
+        if self._ahead:
+            self.model.further(hidden, ids, context)
         ends = torch.tensor(lengths, device=self._device).cumsum(0) - 1
-        logits = self.model.head(hidden[ends])  # (P, V)
+        logits = self.model.head(hidden[0, ends])  # (P, V)
+        texts = hidden[0].split(laid)  # of each (T, D)
         for i, prompt in enumerate(batch):
             prompt.kv, prompt.logits = context.kv(i), logits[i]
+            prompt.tail = texts[i][-self._ahead :].clone() if self._ahead else None
 
     def _shared_prefix(self, prompts: list[_Prompt]) -> tuple[list[int], KV] | None:
         """The beginning that these prompts share, from memory or read now; each keeps a token of its own."""
@@ -240,11 +257,11 @@ class Engine:
             return None
         shortest = min(len(p.ids) for p in prompts) - 1
         if self._prefix:
-            held, kv = self._prefix
+            held, _ = self._prefix
             known = min(shortest, _same(held, *(p.ids for p in prompts)))
             # A conversation may go on from any of its tokens; a batch would lose what its own prompts share beyond it.
             if known == len(held) or (len(prompts) == 1 and known >= SHARED_PREFIX):
-                return held[:known], [tuple(part[:, :known] for part in layer) for layer in kv]
+                return self._beginning(known)
         same = min(shortest, _same(*(p.ids for p in prompts)))
         if len(prompts) < 2 or same < SHARED_PREFIX:
             return None
@@ -252,49 +269,85 @@ class Engine:
         self._read_batch([head], 0, None)
         assert head.kv is not None
         self._prefix = (head.ids, head.kv)
-        return self._prefix
+        return self._beginning(same)
+
+    def _beginning(self, tokens: int) -> tuple[list[int], KV] | None:
+        """So much of what is remembered; less the places at which prediction layers looked at what came behind it."""
+        assert self._prefix is not None
+        held, kv = self._prefix
+        tokens -= self._ahead
+        return (held[:tokens], [tuple(part[:, :tokens] for part in layer) for layer in kv]) if tokens > 0 else None
 
     def _decode(self) -> list[Token]:
-        """One token for every running text."""
-        self._reserve(self._running)
-        count = len(self._running)
-        fill = min(filler(count, DECODE_GRID), self._slots - count)  # empty slots run along
-        lengths = torch.tensor([t.length for t in self._running] + [0] * fill, device=self._device)
-        ids = torch.tensor([[t.said[-1]] for t in self._running] + [[0]] * fill, device=self._device)  # (B, 1)
+        """One token for every running text, and more for those whose drafts come true."""
+        texts = list(self._running)
+        drafts = self._drafts()
+        tokens = 1 + max(map(len, drafts))  # that are read of each text: shorter drafts are filled up
+        self._reserve(texts, tokens)
+        fill = min(filler(len(texts), DECODE_GRID), self._slots - len(texts))  # empty slots run along
+        lengths = torch.tensor([t.length for t in texts] + [0] * fill, device=self._device)
+        laid = [[t.said[-1], *d] + [0] * (tokens - 1 - len(d)) for t, d in zip(texts, drafts, strict=True)]
+        ids = torch.tensor(laid + [[0] * tokens] * fill, device=self._device)  # (B, T)
+        with rounded_as(len(laid) + fill):  # so a text's numbers do not tell whether there were drafts
+            hidden = self._hidden(ids, lengths)  # (B, T, D)
+            rows = hidden.flatten(0, 1)  # (B * T, D)
+            if tokens > 1:
+                rows = rows[[i * tokens + j for i, draft in enumerate(drafts) for j in range(1 + len(draft))]]
+            logits = self.model.head(rows)[: len(texts) + sum(map(len, drafts))]
+        before = [len(t.said) for t in texts]
+        out = self._advance(texts, logits, drafts, hidden if self._ahead else None)
+        if self.speculation:
+            self.speculation.verified(drafts, [t.said[n:] for t, n in zip(texts, before, strict=True)])
+        return out
+
+    def _hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states of new tokens (B, T) of the first slots, which hold so many already: (B, T, D)."""
         if self._layers is not None:
-            hidden = self._layers.hidden(ids, lengths)
-        else:
-            hidden = self.model.hidden(ids, DecodeContext(self._cache, lengths))
-        for text in self._running:
-            text.length += 1
-        return self._advance(list(self._running), self.model.head(hidden[:, 0])[:count])
+            return self._layers.hidden(ids, lengths)
+        return self.model.hidden(ids, DecodeContext(self._cache, lengths, ids.shape[1]))
 
-    def _reserve(self, texts: list[_Text]) -> None:
-        """Room for one more token in each of these texts."""
+    def _drafts(self) -> list[list[int]]:
+        """What may follow each running text, never more than it may still say behind the next token."""
+        histories = [t.history for t in self._running if t.history]
+        if not self.speculation:
+            return [[] for _ in self._running]
+        most = [t.sampling.max_new_tokens - len(t.said) - 1 for t in self._running]
+        return self.speculation.draft(histories, most, self._cache)
+
+    def _reserve(self, texts: list[_Text], tokens: int) -> None:
+        """Room for so many more tokens in each of these texts."""
         longest = max(len(t.prompt.ids) + t.sampling.max_new_tokens for t in texts)
-        self._cache.reserve(max(t.length for t in texts) + 1, longest)
+        self._cache.reserve(max(t.length for t in texts) + tokens, longest)
 
-    def _advance(self, texts: list[_Text], logits: Tensor) -> list[Token]:
-        """Draw a token for each of these texts from its logits (B, V); retire those that end."""
-        plans = [t.sampling for t in texts]
+    def _advance(
+        self, texts: list[_Text], logits: Tensor, drafts: list[list[int]] | None = None, read: Tensor | None = None
+    ) -> list[Token]:
+        """Draw what each of these texts says next, and go on while it is what was drafted; retire those that end.
+
+        logits: (R, V), for each text one row and one more for each token of its draft. read: (B, T, D), their hidden
+        states, if prediction layers go on from them.
+        """
+        drafts = drafts or [[] for _ in texts]
+        rows = [(t, len(t.said) + i) for t, draft in zip(texts, drafts, strict=True) for i in range(1 + len(draft))]
+        plans = [t.sampling for t, _ in rows]
         ids, logprobs = sample(
             logits,
             torch.tensor([p.temperature for p in plans]),
             torch.tensor([p.top_p for p in plans]),
-            uniforms((p.seed for p in plans), (len(t.said) for t in texts)),
+            uniforms((p.seed for p in plans), (step for _, step in rows)),
         )
-        tokens = []
-        for text, token_id, logprob in zip(texts, ids.tolist(), logprobs.tolist(), strict=True):
-            text.said.append(token_id)
-            reason = None
-            if token_id in text.sampling.stop_ids:
-                reason = "stop"
-            elif len(text.said) >= text.sampling.max_new_tokens:
-                reason = "length"
-            tokens.append(Token(text.prompt.request, text.index, token_id, logprob, reason))
-        ended = {id(t) for t, token in zip(texts, tokens, strict=True) if token.finish_reason}
+        drawn = zip(ids.tolist(), logprobs.tolist(), strict=True)
+        out: list[Token] = []
+        ended = set()
+        for i, (text, draft) in enumerate(zip(texts, drafts, strict=True)):
+            tokens = _said(text, draft, list(islice(drawn, 1 + len(draft))))
+            if text.history:
+                text.history.extend([t.id for t in tokens], None if read is None else read[i, : len(tokens)])
+            if tokens[-1].finish_reason:
+                ended.add(id(text))
+            out += tokens
         self._retire(ended)
-        return tokens
+        return out
 
     def _retire(self, ended: set[int]) -> None:
         """Take ended texts out; the last running ones move into their slots."""
@@ -305,11 +358,28 @@ class Engine:
                 slot += 1
                 continue
             if text.prompt.remember:  # the last token was drawn, and never read
-                self._prefix = (text.prompt.ids + text.said[:-1], self._cache.read(slot, text.length))
+                whole = text.length - (text.history.behind if text.history else 0)
+                self._prefix = ((text.prompt.ids + text.said)[:whole], self._cache.read(slot, whole)) if whole else None
             last = self._running.pop()
             if slot < len(self._running):
                 self._cache.move(len(self._running), slot)
                 self._running[slot] = last
+
+
+def _said(text: _Text, draft: list[int], drawn: list[tuple[int, float]]) -> list[Token]:
+    """What a text says of the tokens that were drawn for it: up to its end, or to the first that was not drafted."""
+    tokens = []
+    for place, (token_id, logprob) in enumerate(drawn):
+        text.said.append(token_id)
+        reason = None
+        if token_id in text.sampling.stop_ids:
+            reason = "stop"
+        elif len(text.said) >= text.sampling.max_new_tokens:
+            reason = "length"
+        tokens.append(Token(text.prompt.request, text.index, token_id, logprob, reason))
+        if reason or draft[place : place + 1] != [token_id]:
+            break
+    return tokens
 
 
 def _same(first: Sequence[int], *others: Sequence[int]) -> int:

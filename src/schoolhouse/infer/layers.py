@@ -1,4 +1,4 @@
-"""All layers of a Llama-like decoder for one new token in each text, in one call of C++.
+"""All layers of a Llama-like decoder for the new tokens of each text, in one call of C++.
 
 Twelve operations a layer, each a call from Python and a meeting of all threads, cost as much as their arithmetic while
 few texts run. What the call does to a number is what the operations one by one would do; `Transformer.hidden` over a
@@ -43,7 +43,7 @@ class FusedLayers:
     @classmethod
     def made_for(cls, model: Transformer, cache: SlotCache) -> FusedLayers | None:
         """The layers in one call, or None where an operation is not among those that the call knows."""
-        if library() is None or not takes(model.head_weight.detach()) or not _is_plain(model):
+        if library() is None or not takes(next(model.parameters()).detach()) or not _is_plain(model):
             return None
         matrices = [[_matrix(linear) for linear in _linears(layer)] for layer in _layers(model)]
         known = [[matrix for matrix in each if matrix is not None] for each in matrices]
@@ -56,27 +56,27 @@ class FusedLayers:
         return all(a is b for a, b in zip(now, (m for each in self._matrices for m in each), strict=True))
 
     def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states after the last norm of ids (B, 1), the next token of the first B slots: (B, 1, D).
+        """Hidden states after the last norm of ids (B, T), the next tokens of the first B slots: (B, T, D).
 
         lengths: (B,) int64, tokens that each slot holds already. Their keys and values go into the cache.
         """
-        config, native, texts = self._config, library(), len(ids)
+        config, native, (texts, tokens) = self._config, library(), ids.shape
         assert native is not None, "made_for asks for the kernels"
         self._place()
-        x = self._model.embed(ids)[:, 0].contiguous()  # (B, D)
-        cos, sin = self._model.rotary.tables(lengths[:, None], x.dtype)[FULL]
+        x = self._model.embed(ids).flatten(0, 1).contiguous()  # (B * T, D)
+        cos, sin = self._model.rotary.tables(lengths[:, None] + torch.arange(tokens), x.dtype)[FULL]
         heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         inner, width = config.intermediate_size, config.hidden_size
         whole = (heads + 2 * kv_heads) * size
         row = width + max(whole, width) + heads * size + 2 * inner + max(width, inner, heads * size)
-        scratch = torch.empty(max(texts, ROWS) * row, dtype=x.dtype)
+        scratch = torch.empty(max(texts * tokens, ROWS) * row, dtype=x.dtype)
         scale = _layers(self._model)[0].self_attn.scoring.scale
         native.decode_layers(
             self._words.data_ptr(), len(self._words), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),
-            self._strides.data_ptr(), texts, heads, kv_heads, size, width, inner, scale,
+            self._strides.data_ptr(), texts, tokens, heads, kv_heads, size, width, inner, scale,
             config.rms_norm_eps, scratch.data_ptr(),
         )  # fmt: skip
-        normed: Tensor = self._model.model.norm(x[:, None])
+        normed: Tensor = self._model.model.norm(x.view(texts, tokens, width))
         return normed
 
     def _place(self) -> None:

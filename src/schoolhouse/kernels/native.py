@@ -23,11 +23,12 @@ LEVEL = "SCHOOLHOUSE_KERNELS"
 """The environment variable that, set to "plain", keeps to plain torch, and set to "avx512" leaves AMX's tiles alone."""
 
 _ARGUMENTS = {
+    "choose_as": "l",
     "pack_weight": "plllp",
     "pack_codes": "plllp",
     "pack_nibbles": "plllp",
     "linear": "plppllpllllp",
-    "decode_layers": "plpppppllllllffp",
+    "decode_layers": "plppppplllllllffp",
     "attend_one": "pplllplllppplllllff",
     "weigh_words": "plppppll",
     "attend_texts": "pllpllpllplpplllllf",

@@ -6,6 +6,9 @@ product.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,6 +97,20 @@ class PackedCodes(Matrix):
 
     def __init__(self, codes: Tensor, scales: Tensor, bits: int = 8) -> None:
         super().__init__(codes, bits, scales)
+
+
+@contextmanager
+def rounded_as(rows: int) -> Iterator[None]:
+    """Within, products sum in the order in which they would sum for so many rows, however many they have."""
+    native = library()
+    if native is None:
+        yield
+        return
+    native.choose_as(rows)
+    try:
+        yield
+    finally:
+        native.choose_as(0)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:

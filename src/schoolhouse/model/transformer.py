@@ -157,12 +157,21 @@ class Transformer(nn.Module):
         what is predicted there means nothing, and no other token looks at it.
         """
         out: list[Tensor] = []
-        ropes = self.rotary.tables(context.positions.to(ids.device), hidden.dtype)
-        for depth, layer in enumerate(self.model.layers[self.config.num_hidden_layers :], start=1):
-            assert isinstance(layer, PredictionLayer)
-            hidden = layer.further(hidden, self.embed(ids.roll(-depth, dims=1)), ropes, context)
+        for depth in range(1, self.config.num_nextn_predict_layers + 1):
+            hidden = self.predict(depth, hidden, ids.roll(-depth, dims=1), context)
             out.append(hidden)
         return out
+
+    def predict(self, depth: int, hidden: Tensor, ids: Tensor, context: Context) -> Tensor:
+        """One prediction layer, counted from 1: hidden states (B, T, D) of the depth before to those of this depth.
+
+        ids: (B, T), the tokens that stand `depth` places after those of `hidden`; `head` of what is returned predicts
+        the next ones.
+        """
+        layer = self.model.layers[self.config.num_hidden_layers + depth - 1]
+        assert isinstance(layer, PredictionLayer)
+        ropes = self.rotary.tables(context.positions.to(ids.device), hidden.dtype)
+        return layer.further(hidden, self.embed(ids), ropes, context)
 
     @property
     def head_weight(self) -> Tensor:

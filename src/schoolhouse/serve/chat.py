@@ -12,6 +12,7 @@ from schoolhouse.core.log import Log
 from schoolhouse.core.runtime import Runtime
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
+from schoolhouse.infer.speculation import Speculation
 from schoolhouse.kernels.native import status
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat
@@ -36,7 +37,8 @@ class Chat:
         system = folder / SYSTEM_FILE
         opening = (Message("system", system.read_text(encoding="utf-8").strip()),) if system.is_file() else ()
         model = load_model(folder, runtime.dtype, runtime.device)
-        return cls(Engine(model, slots=1), ChatFormat.load(folder), opening)
+        engine = Engine(model, slots=1, speculation=Speculation.of(model))
+        return cls(engine, ChatFormat.load(folder), opening)
 
     def say(self, text: str) -> Iterator[tuple[str, str]]:
         """Ask something; yields ("reasoning" or "answer", text) as the reply is made, and remembers both.
@@ -72,6 +74,8 @@ def chat_loop(folder: Path, show_thinking: bool, log: Log, runtime: Runtime) -> 
     while (question := _ask(interactive)) is not None:
         if question:
             _print_reply(chat.say(question), show_thinking)
+    if chat.engine.speculation and chat.engine.speculation.drafted:
+        log.info(chat.engine.speculation.summary())
 
 
 def _ask(interactive: bool) -> str | None:

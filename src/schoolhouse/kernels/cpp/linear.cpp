@@ -18,7 +18,7 @@ namespace {
 
 constexpr long ROWS = 12, GROUP = 256, LINE = 64, FEW = 4;
 constexpr long TASKS_A_THREAD = 4, FEWEST_TASKS_A_THREAD = 2, FEWEST_BLOCKS = 4;
-constexpr long TILED_ROWS = 5;
+constexpr long TILED_ROWS = 5;  // of codes, which tiles want widened first; bf16 is no slower by tiles from one row on
 
 // Rows (m, k) as [k/2][m][2]: what a tile reads, in the order in which it reads it.
 void pack_rows(const bf16* x, long stride, long m, long k, bf16* out) {
@@ -133,8 +133,13 @@ void product(const bf16* x, long x_stride, const Weight* weight, Scales scales, 
       }
 }
 
+long rows_that_choose = 0;  // 0: those of the product itself
+
 // Whether tiles take a product: enough rows, and each group of neighbours along k whole tiles.
-bool by_tiles(long m, long k, long group) { return tiles_allowed && m >= TILED_ROWS && k % DEEP == 0 && group % DEEP == 0; }
+bool by_tiles(long m, long k, long group, long fewest = TILED_ROWS) {
+  const long rows = rows_that_choose ? rows_that_choose : m;
+  return tiles_allowed && rows >= fewest && k % DEEP == 0 && group % DEEP == 0;
+}
 
 // One block of up to 32 rows times 32 columns whose panels are in the cache; `leaving` takes its sums to y.
 template <Scaling S>
@@ -209,11 +214,14 @@ void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long 
   if (w.bits == 4) return coded_product<Nibbles>(x, x_stride, w, y, y_stride, m, scratch);
   const bf16* weight = (const bf16*)w.weight;
   const Scales none = {nullptr, 0, 0};
-  if (by_tiles(m, w.k, w.k)) return tiled_product<NONE>(x, x_stride, weight, none, y, y_stride, m, w.n, w.k, scratch);
+  if (by_tiles(m, w.k, w.k, 1)) return tiled_product<NONE>(x, x_stride, weight, none, y, y_stride, m, w.n, w.k, scratch);
   product<NONE>(x, x_stride, weight, none, y, y_stride, m, w.n, w.k, scratch);
 }
 
 extern "C" {
+
+// Products choose between their ways as if they had so many rows, until 0 is said: the two sum in different orders.
+void choose_as(long rows) { rows_that_choose = rows; }
 
 // Weights (n, k), k even, to panels [n/16][k/2][16][2], n filled up to 32 by zeros.
 void pack_weight(const bf16* weight, long stride, long n, long k, bf16* out) {
