@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from schoolhouse.compress.awq import best_factors, scale_channels, shared_inputs
 from schoolhouse.compress.gptq import gptq
+from schoolhouse.compress.observe import ask_experts
 from schoolhouse.core.artifact import Artifact
 from schoolhouse.core.errors import DataError, ModelError, Stopped
 from schoolhouse.core.run import Run
@@ -191,22 +192,12 @@ def _watching(layer: DecoderLayer, own: Mapping[str, nn.Linear], seen: dict[str,
         return watch
 
     handles = [linear.register_forward_pre_hook(watcher(name)) for name, linear in own.items()]
-    handles += [m.register_forward_pre_hook(_ask_experts) for m in layer.modules() if isinstance(m, MixtureOfExperts)]
+    handles += [m.register_forward_pre_hook(ask_experts) for m in layer.modules() if isinstance(m, MixtureOfExperts)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _ask_experts(moe: MixtureOfExperts, args: tuple[Tensor, ...]) -> None:
-    """Show each expert its own tokens: the grouped product that computes with their weights never calls them."""
-    flat = args[0].flatten(0, -2)
-    chosen = moe.gate(flat).chosen
-    for number, expert in enumerate(moe.experts):
-        mine = (chosen == number).any(dim=-1)
-        if bool(mine.any()):
-            expert(flat[mine])
 
 
 def _even_out(layer: DecoderLayer, own: Mapping[str, nn.Linear], seen: Mapping[str, Seen], scheme: Scheme) -> None:

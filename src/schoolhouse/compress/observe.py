@@ -33,10 +33,13 @@ class Observed:
 
 
 @torch.no_grad()
-def observe(model: Transformer, texts: Sequence[Sequence[int]]) -> Observed:
-    """Show the texts, each ids of at least two tokens, to the network and write down what its parts do."""
+def observe(model: Transformer, texts: Sequence[Sequence[int]], *, closely: bool = False) -> Observed:
+    """Show the texts, each ids of at least two tokens, to the network and write down what its parts do.
+
+    closely: the energy of what every linear layer reads, experts too, and every norm of the stream.
+    """
     seen = Observed()
-    with _listening(model, seen):
+    with _listening(model, seen, closely):
         for text in texts:
             ids = torch.tensor([text], device=model.head_weight.device)
             hidden = model.hidden(ids, Causal(1, len(text), ids.device))[0]
@@ -47,22 +50,37 @@ def observe(model: Transformer, texts: Sequence[Sequence[int]]) -> Observed:
 
 
 @contextmanager
-def _listening(model: Transformer, seen: Observed) -> Iterator[None]:
+def _listening(model: Transformer, seen: Observed, closely: bool) -> Iterator[None]:
     handles = []
+    if closely:
+        handles.append(model.model.norm.register_forward_pre_hook(_energy_in(seen, "model.norm")))
     for number, layer in enumerate(model.model.layers[: model.config.num_hidden_layers]):
         assert isinstance(layer, DecoderLayer)
         handles.append(layer.register_forward_hook(_influence(seen, number)))
         for name, module in layer.named_modules():
             own = f"model.layers.{number}.{name}"
-            if name.endswith(("o_proj", "mlp.down_proj")):
+            of_the_stream = name.endswith("layernorm") and "." not in name
+            near = closely and (isinstance(module, nn.Linear) or of_the_stream)
+            if near or name.endswith(("o_proj", "mlp.down_proj")):
                 handles.append(module.register_forward_pre_hook(_energy_in(seen, own)))
             elif isinstance(module, MixtureOfExperts):
+                handles += [module.register_forward_pre_hook(ask_experts)] * closely
                 handles.append(module.gate.register_forward_hook(_gates(seen, number, len(module.experts))))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def ask_experts(moe: MixtureOfExperts, args: tuple[Tensor, ...]) -> None:
+    """Show each expert its own tokens: the grouped product that computes with their weights never calls them."""
+    flat = args[0].flatten(0, -2)
+    chosen = moe.gate(flat).chosen
+    for number, expert in enumerate(moe.experts):
+        mine = (chosen == number).any(dim=-1)
+        if bool(mine.any()):
+            expert(flat[mine])
 
 
 Hook = Callable[..., None]

@@ -1,8 +1,9 @@
 """The stage `compress.prune`: a smaller network cut out of a larger one, by what its parts do on the user's own texts.
 
 What goes are whole rows and columns, so that the file shrinks and every program reads it: decoder layers that hardly
-move the stream, neurons of the feed-forward and groups of heads that carry little, experts that are hardly asked. What
-is left has forgotten some of what it knew until `train.distill` lets it learn from the original.
+move the stream, neurons of the feed-forward and groups of heads that carry little, experts that are hardly asked,
+channels of the stream itself. What is left has forgotten some of what it knew until `train.distill` lets it learn from
+the original. Two of every four weights may be set to 0, too, which no file is the smaller for.
 
 Sources: arXiv 2403.03853, section 3.1 (layers by their influence); arXiv 2407.14679, section 2.2 (width by what
 activations carry).
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from schoolhouse.compress.calibrate import read_texts, unquantized
+from schoolhouse.compress.narrow import narrow, two_of_four, widest
 from schoolhouse.compress.observe import Observed, observe
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
@@ -40,12 +43,14 @@ class Config(StageConfig):
     neurons: float = Field(0.0, ge=0, lt=1)  # share of the feed-forward's neurons to drop
     head_groups: int = Field(0, ge=0)  # key heads to drop in each layer, with the query heads that share them
     experts: float = Field(0.0, ge=0, lt=1)  # share of the routed experts to drop, those with the least gate mass
+    width: float = Field(0.0, ge=0, lt=1)  # share of the stream's channels to drop, in all layers the same
+    pattern: Literal["2:4"] | None = None  # two of every four weights to 0: for hardware that skips them
 
 
 def check(config: Config) -> None:
     """Raise RecipeError if nothing is to be cut."""
-    if not (config.layers or config.neurons or config.head_groups or config.experts):
-        raise RecipeError("nothing is to be cut: set layers, neurons, head_groups or experts above 0.")
+    if not (config.layers or config.neurons or config.head_groups or config.experts or config.width or config.pattern):
+        raise RecipeError("nothing is to be cut: set layers, neurons, head_groups, experts, width or pattern.")
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,19 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     check_cut(config, model.config)
     run.log.info(f"looking at {sum(map(len, texts)):,} tokens of {len(texts)} conversations")
-    seen = observe(model, texts)
-    smaller = cut(model, choose(config, model, seen))
-    after = observe(smaller, texts)
+    seen = observe(model, texts, closely=config.width > 0)
+    plan = choose(config, model, seen)
+    narrower = narrow(model, widest(model, seen, _channels_left(config, model.config)), seen) if config.width else model
+    smaller = cut(narrower, plan)
+    after = observe(smaller, texts, closely=config.pattern is not None)
+    if config.pattern is not None:
+        out.meta["zeros"] = two_of_four(smaller, after)
+        after = observe(smaller, texts)
+        run.log.warn(
+            f"{out.meta['zeros']:.0%} of the layers' weights are 0 now, and the file is as large as before: this saves "
+            "time on hardware that skips them, bytes only with codes (format 'int4', method 'nearest' keeps zeros). "
+            "Training fills them again: cut this pattern last."
+        )
     save_model(smaller, out.path, like=source)
     before, left = model.config.num_params(), smaller.config.num_params()
     out.meta |= {
@@ -97,6 +112,10 @@ def check_cut(config: Config, shape: ModelConfig) -> None:
         raise RecipeError(f"head_groups is {config.head_groups}, a layer has {shape.num_key_value_heads}: leave one.")
     if config.neurons and _neurons_left(config, shape) < STEP:
         raise RecipeError(f"neurons is {config.neurons}: of {shape.intermediate_size} fewer than {STEP} would be left.")
+    if config.width and (shape.norm != "rms" or shape.scale_embeddings):
+        raise RecipeError("width: channels are cut of networks with plain RMSNorm alone; leave it out.")
+    if config.width and _channels_left(config, shape) < STEP:
+        raise RecipeError(f"width is {config.width}: of {shape.hidden_size} channels fewer than {STEP} would be left.")
     if config.experts and shape.moe is None:
         raise RecipeError("experts: this network has none; leave it out.")
     if shape.moe is not None and _experts_left(config, shape) < shape.moe.num_experts_per_tok:
@@ -133,6 +152,10 @@ def _neurons_left(config: Config, shape: ModelConfig) -> int:
     if not config.neurons:
         return shape.intermediate_size
     return round(shape.intermediate_size * (1 - config.neurons) / STEP) * STEP
+
+
+def _channels_left(config: Config, shape: ModelConfig) -> int:
+    return round(shape.hidden_size * (1 - config.width) / STEP) * STEP
 
 
 def _experts_left(config: Config, shape: ModelConfig) -> int:
