@@ -25,15 +25,13 @@ from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.fp8 import dequantize_blocks, quantize_blocks
-from schoolhouse.model.codes import INT8, Scheme, pack, quantize_rows, shape_note, spread
+from schoolhouse.model.codes import INT8, Scheme, pack, quantize_rows, scheme_for, shape_note, spread
 from schoolhouse.model.families import from_hf, names_of
 from schoolhouse.model.fp8 import QUANTIZATION_CONFIG, SCALES, linears_for_fp8
 from schoolhouse.model.quantization import EMBEDDING, HEAD, quantization_config
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import copies, copy_companions, load_model, save_model, write_tensors
-
-USUAL_GROUP = 64  # of 4 bits: divides the widths of small models, too, which 128 often does not
 
 
 class Config(StageConfig):
@@ -89,8 +87,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
     Raises ModelError if the source is quantized already, has no layer that fits, or holds weights that are not finite.
     """
-    source, scheme = inputs[config.model].path, scheme_for(config.format, config.group)
-    ends = ends_for(config)
+    source, ends = inputs[config.model].path, ends_for(config)
+    scheme = None if config.format == "fp8" else scheme_for(config.format, config.group)
     if config.method == "nearest" or scheme is None:
         facts = quantize_folder(source, out.path, run, scheme, ends)
     else:
@@ -108,15 +106,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     )
 
 
-def scheme_for(to: str, group: int | None) -> Scheme | None:
-    """How codes of this format are made; None for fp8, which has none."""
-    return {"int8": Scheme(8, group), "int4": Scheme(4, group or USUAL_GROUP), "fp8": None}[to]
-
-
 def ends_for(config: Config) -> Scheme | None:
     """How embedding and head become codes; None if they stay whole."""
     to = config.embedding or config.format
-    return None if to == "whole" else scheme_for(to, config.group)
+    return None if to in ("whole", "fp8") else scheme_for(to, config.group)
 
 
 def quantize_folder(
