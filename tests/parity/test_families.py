@@ -8,10 +8,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from schoolhouse.compress.quantize import quantize_folder, scheme_for
+from schoolhouse.compress.quantize import quantize_folder
 from schoolhouse.core.errors import ModelError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
+from schoolhouse.model.codes import INT8
 from schoolhouse.model.families import FAMILIES, from_hf, to_hf
 from schoolhouse.model.family import SIZES
 from schoolhouse.model.quantized import QuantLinear
@@ -237,7 +238,7 @@ def test_what_we_save_loads_in_transformers_with_the_same_logits(pair, tmp_path_
 def test_every_weight_comes_back_from_8_bits_to_its_own_place(pair, tmp_path_factory, form):
     _, ours, folder = pair
     made, again = (tmp_path_factory.mktemp(name) for name in ("made", "again"))
-    assert quantize_folder(folder, made, Run.for_tests(made), scheme_for(form, None))["layers"] > 0
+    assert quantize_folder(folder, made, Run.for_tests(made), INT8 if form == "int8" else None)["layers"] > 0
     small = load_model(made)
     exact = dict(ours.named_parameters())
     for name, module in small.named_modules():

@@ -69,7 +69,7 @@ def test_looking_up_gives_the_rows_that_the_product_multiplies(scheme, dtype):
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_embedding_and_head_become_codes_that_are_read_again_bit_by_bit(tmp_path, tied, form):
     source = write_pupil(tmp_path / "source", **SIZES, tie_word_embeddings=tied)
-    out = stage(tmp_path, source, format=form, group=32)
+    out = stage(tmp_path, source, format=form, embedding=form, group=32)
     held, original = (load_file(folder / "model.safetensors") for folder in (out.path, source))
     ends = ["model.embed_tokens", *([] if tied else ["lm_head"])]
     model, reference = load_model(out.path), load_model(source)
@@ -99,7 +99,7 @@ def test_embedding_and_head_become_codes_that_are_read_again_bit_by_bit(tmp_path
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_engine_says_what_the_forward_pass_does(tmp_path, tied):
     source = write_pupil(tmp_path / "source", **SIZES, tie_word_embeddings=tied)
-    model = load_model(stage(tmp_path, source, format="int4", group=32).path)
+    model = load_model(stage(tmp_path, source, format="int4", embedding="int4", group=32).path)
     ((reply,),) = Engine(model, 1).generate([[5, 6, 7]], Sampling(max_new_tokens=6, temperature=0.0))
     ids = [5, 6, 7]
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_the_engine_says_what_the_forward_pass_does(tmp_path, tied):
 
 
 def test_what_stays_whole_stays_so_and_two_kinds_of_codes_are_read_and_said(tmp_path, capsys):
-    whole = stage(tmp_path / "whole", format="int8", embedding="whole")
+    whole = stage(tmp_path / "whole", format="int8")
     assert "model.embed_tokens.weight" in load_file(whole.path / "model.safetensors")
     assert "dequantize" not in json.loads((whole.path / "config.json").read_text())["quantization_config"]
     assert "two kinds" not in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_of_smollm2_int4_is_less_than_a_part_in_three_and_a_half_and_int8_about_
 
 def test_the_bytes_counted_are_those_of_a_file(tmp_path):
     source = write_pupil(tmp_path / "source", **SIZES)
-    out = stage(tmp_path, source, format="int4", group=32)
+    out = stage(tmp_path, source, format="int4", embedding="int4", group=32)
     held = load_file(out.path / "model.safetensors")
     model = load_model(out.path, torch.bfloat16)
     size = sum(t.numel() * t.itemsize for t in model.state_dict().values())

@@ -70,7 +70,7 @@ def test_norms_make_up_for_what_went():
         wanted = model.model.layers[0].input_layernorm(model.embed(ids))[..., kept]
         got = [m.model.layers[0].input_layernorm(m.embed(ids)) for m in (smaller, uncorrected)]
     errors = [float((each - wanted).norm() / wanted.norm()) for each in got]
-    assert errors[0] < 0.5 * errors[1]
+    assert errors[0] < 0.7 * errors[1]
 
 
 def test_two_of_every_four_go_those_that_matter_least():

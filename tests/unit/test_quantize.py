@@ -51,9 +51,7 @@ def artifact(path: Path) -> Artifact:
 def run_stage(source: Path, tmp_path: Path) -> Draft:
     out = Draft(tmp_path / "out", {})
     out.path.mkdir()
-    quantize.run(
-        quantize.Config(model="base", embedding="whole"), {"base": artifact(source)}, Run.for_tests(tmp_path), out
-    )
+    quantize.run(quantize.Config(model="base"), {"base": artifact(source)}, Run.for_tests(tmp_path), out)
     return out
 
 

@@ -3,8 +3,8 @@
 `int8` has one scale a row and `int4` one for a group of neighbours; both are computed with as they are. `fp8` has one a
 block of 128 x 128, as DeepSeek publishes its models, and is de-quantized when it is loaded. Rounding to nearest needs
 no data, and for 8 bits nothing better is worth its time; for 4 bits GPTQ and AWQ look at what the layers read in
-conversations of the user's own. The embedding and the head are a fifth and more of a small model, so that they become
-codes, too; transformers de-quantizes such a model when it loads it, and a program that wants them whole gets them so.
+conversations of the user's own. The embedding and the head are a fifth and more of a small model: they become codes
+where that is asked for. transformers de-quantizes such a model when it loads it; most other programs want them whole.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.fp8 import dequantize_blocks, quantize_blocks
-from schoolhouse.model.codes import INT8, Scheme, pack, quantize_rows, shape_note, spread
+from schoolhouse.model.codes import INT8, Scheme, pack, quantize_rows, scheme_for, shape_note, spread
 from schoolhouse.model.families import from_hf, names_of
 from schoolhouse.model.fp8 import QUANTIZATION_CONFIG, SCALES, linears_for_fp8
 from schoolhouse.model.quantization import EMBEDDING, HEAD, quantization_config
 from schoolhouse.model.stored import find_tensors
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import copies, copy_companions, load_model, save_model, write_tensors
-
-USUAL_GROUP = 64  # of 4 bits: divides the widths of small models, too, which 128 often does not
 
 
 class Config(StageConfig):
@@ -45,7 +43,7 @@ class Config(StageConfig):
     method: Literal["nearest", "gptq", "awq"] = "nearest"  # the other two go by what the layers read in `data`
     data: Ref | None = None  # the stage whose conversations they look at, for example `prepare.traces`
     texts: int = Field(128, ge=1)  # how many of its conversations
-    embedding: Literal["int8", "int4", "whole"] | None = None  # of the embedding and the head; without it as `format`
+    embedding: Literal["int8", "int4"] | None = None  # of the embedding and the head; without it they stay whole
 
 
 def check(config: Config) -> None:
@@ -89,8 +87,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
     Raises ModelError if the source is quantized already, has no layer that fits, or holds weights that are not finite.
     """
-    source, scheme = inputs[config.model].path, scheme_for(config.format, config.group)
-    ends = ends_for(config)
+    source, ends = inputs[config.model].path, ends_for(config)
+    scheme = None if config.format == "fp8" else scheme_for(config.format, config.group)
     if config.method == "nearest" or scheme is None:
         facts = quantize_folder(source, out.path, run, scheme, ends)
     else:
@@ -108,15 +106,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     )
 
 
-def scheme_for(to: str, group: int | None) -> Scheme | None:
-    """How codes of this format are made; None for fp8, which has none."""
-    return {"int8": Scheme(8, group), "int4": Scheme(4, group or USUAL_GROUP), "fp8": None}[to]
-
-
 def ends_for(config: Config) -> Scheme | None:
     """How embedding and head become codes; None if they stay whole."""
-    to = config.embedding or config.format
-    return None if to == "whole" else scheme_for(to, config.group)
+    return None if config.embedding is None else scheme_for(config.embedding, config.group)
 
 
 def quantize_folder(

@@ -45,6 +45,12 @@ class Scheme:
 
 
 INT8 = Scheme()
+USUAL_GROUP = 64  # of 4 bits: divides the widths of small models, too, which 128 often does not
+
+
+def scheme_for(to: str, group: int | None) -> Scheme:
+    """How codes of a format ("int8", "int4") are made; without a group int8 has a scale a row, int4 one for 64."""
+    return Scheme(8, group) if to == "int8" else Scheme(4, group or USUAL_GROUP)
 
 
 def quantize_rows(

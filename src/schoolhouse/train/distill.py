@@ -33,6 +33,7 @@ from schoolhouse.train.grpo import SLOT_SHARE, Part, make_part
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
 from schoolhouse.train.rollout import Rollouts, Sampler, check_asking, slots
+from schoolhouse.train.rounding import rounding_for
 
 SHOWN = ("right", "length", "truncated", "rollout_tok_s")
 
@@ -59,11 +60,15 @@ class Config(StageConfig):
     max_new_tokens: int = Field(default=112, ge=8)
     part_tokens: int = Field(default=1024, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S
+    codes: Literal["int8", "int4"] | None = None  # weights pass their rounding; then quantize so, by method "nearest"
+    code_group: Literal[32, 64, 128] | None = None  # weights that share a scale, as `group` of compress.quantize
 
 
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    if config.code_group is not None and config.codes is None:
+        raise RecipeError(f"code_group is {config.code_group}, and codes is not set: set it, or leave out code_group.")
 
 
 def fingerprint(config: Config) -> str:
@@ -165,8 +170,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         )
     sizes = f"{model.config.num_params():,} parameters learn from {master.config.num_params():,}"
     run.log.info(f"{sizes}; kernels for replies: {status()}")
-    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    rounding = rounding_for(model, config.codes, config.code_group) if config.codes else None
+    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay, rounding=rounding)
     lessons = Lessons(config, master if config.speaker == "master" else model, chat, tasks, run)
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
     steps = fit(model, lessons, MasterObjective(master, config.divergence), optimizer, course, run)
+    if rounding is not None:
+        optimizer.unround()
+        out.meta |= {"codes": config.codes, "code_group": config.code_group}
     keep_model(model, source, steps, run, out)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schoolhouse.core.errors import TrainError
 from schoolhouse.model.transformer import Transformer
+from schoolhouse.train.rounding import Rounding
 
 Kind = Literal["adamw", "muon"]
 
@@ -36,8 +37,9 @@ class Optimizer:
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
         clip: float = 1.0,
+        rounding: Rounding | None = None,
     ) -> None:
-        self._clip = clip
+        self._clip, self._rounding = clip, rounding
         self._weights = dict(model.named_parameters())
         self._masters = {n: w.detach().float().clone() for n, w in self._weights.items()}
         # Made once, as AdamW's moments below are: blocks that live long, made between those of a training step, scatter
@@ -60,6 +62,21 @@ class Optimizer:
             self._parts.append((names, adamw))
             for master in masters:
                 adamw.state[master] = _first_state(master)
+        if rounding is not None:
+            for name in self._weights:
+                self._hold(name)
+
+    @torch.no_grad()
+    def _hold(self, name: str) -> None:
+        """Let the network hold a master in its own type; where it trains through rounding, as codes stand for it."""
+        master = self._masters[name]
+        self._weights[name].copy_(master if self._rounding is None else self._rounding(name, master))
+
+    @torch.no_grad()
+    def unround(self) -> None:
+        """Let the network hold the masters as they are: what becomes the same codes when it is quantized."""
+        for name, master in self._masters.items():
+            self._weights[name].copy_(master)
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
@@ -86,7 +103,7 @@ class Optimizer:
             part.step()
             for name in (n for n in names if self._masters[n].grad is not None):
                 self._masters[name].grad = None
-                self._weights[name].copy_(self._masters[name])
+                self._hold(name)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
@@ -102,8 +119,7 @@ class Optimizer:
         """Go back to what `tensors()` gave, to the last bit, the network's own weights included."""
         for name, master in self._masters.items():
             master.copy_(tensors[f"master.{name}"])
-            with torch.no_grad():
-                self._weights[name].copy_(master)
+            self._hold(name)
         by_id = {id(m): n for n, m in self._masters.items()}
         for _, part in self._parts:
             for weight in (w for g in part.param_groups for w in g["params"]):
