@@ -1,5 +1,7 @@
 """Attention within texts by the C++ kernel, against the exact result, and where the network asks for it."""
 
+import copy
+
 import pytest
 import torch
 
@@ -188,9 +190,9 @@ def test_a_network_learns_the_same_as_with_plain_torch(sizes, monkeypatch, kerne
 
 
 def test_a_prompt_is_read_and_remembered_as_with_plain_torch(monkeypatch, kernels_anew):
-    model, ids = network(3, **LIVELY).bfloat16(), torch.arange(5, 45)[None]
+    narrow, ids = network(3, **LIVELY).bfloat16(), torch.arange(5, 45)[None]
     results = []
-    for asked in (None, "plain"):
+    for asked, model in ((None, narrow), ("plain", narrow), ("plain", copy.deepcopy(narrow).double())):
         if asked:
             monkeypatch.setenv(native.LEVEL, asked)
             kernels_anew()
@@ -203,5 +205,6 @@ def test_a_prompt_is_read_and_remembered_as_with_plain_torch(monkeypatch, kernel
         remembered = second.kv(1)
         assert all(x.shape[1] == 12 + 11 for layer in remembered for x in layer)
         results.append([states, *(x for layer in remembered for x in layer)])
-    for mine, twin in zip(*results, strict=True):
-        torch.testing.assert_close(mine, twin, rtol=0.05, atol=0.05)
+    for mine, twin, truth in zip(*results, strict=True):
+        error, allowed = (mine.double() - truth).norm(), (twin.double() - truth).norm()
+        assert error <= 2 * allowed + truth.norm() * 2**-8  # either way roundings add up by chance
