@@ -48,9 +48,10 @@ fmt: setup ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: setup ## list the benchmarks; each is a command whose result lies beside it
+bench: setup ## list the benchmarks, each a command whose result lies beside it, and what they found
 	@grep -lE '^    python bench/' bench/*.py | while read -r file; do \
 		printf '  %s %s\n      %s\n' "$(BIN)/python" "$$file" "$$(sed -nE '1s/^"""([^"]*).*/\1/p' "$$file")"; done
+	@$(BIN)/python bench/table.py
 
 golden: setup ## keep the curves of tiny trainings anew, after a change that means to change them
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/golden/test_curves.py

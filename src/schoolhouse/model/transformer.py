@@ -55,12 +55,17 @@ class DecoderLayer(nn.Module):
         normed = self.input_layernorm(x)
         seen = self.self_attn(normed, ropes, context)
         if self.block == "sequential":
-            x = x + seen
-            return x + self.mlp(self.post_attention_layernorm(x))
+            x = _added(seen, x)
+            return _added(self.mlp(self.post_attention_layernorm(x)), x)
         if self.block == "sandwich":
             x = x + self.post_attention_layernorm(seen)
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         return x + seen + self.mlp(normed if self.block == "parallel" else self.post_attention_layernorm(x))
+
+
+def _added(new: Tensor, x: Tensor) -> Tensor:
+    """Their sum, in the place of the new one where no gradient wants it: fresh memory costs more than the sum."""
+    return x + new if torch.is_grad_enabled() else new.add_(x)
 
 
 class PredictionLayer(DecoderLayer):
