@@ -32,6 +32,16 @@ def kernels_anew(monkeypatch):
 
 
 @pytest.fixture
+def threads_back():
+    """Gives torch, and so the kernels, as many threads after a test as before it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def plain_kernels(monkeypatch, kernels_anew):
     """Plain torch, as where there is no compiler or a processor that the C++ is not for."""
     monkeypatch.setenv("SCHOOLHOUSE_KERNELS", "plain")

@@ -14,14 +14,6 @@ from schoolhouse.kernels.loss import BLOCK_ROWS, _figures, _slopes, token_logpro
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status())
 
 
-@pytest.fixture
-def threads_back():
-    """Gives torch, and so the kernels, as many threads after a test as before it."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def with_gradients(function, *tensors, dtype=torch.bfloat16, seed=9):
     """What a function gives of tensors in a type, and their gradients by a drawn slope."""
     leaves = [t.to(dtype).requires_grad_() for t in tensors]

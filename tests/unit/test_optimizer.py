@@ -1,10 +1,13 @@
 """AdamW and Muon over fp32 masters, the clip, what a resumed run gets back, and the learning rate's course."""
 
+import math
+
 import pytest
 import torch
 
 from school import network
 from schoolhouse.core.errors import ArtifactError, TrainError
+from schoolhouse.kernels import adamw, native
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
 from schoolhouse.train.optimizer import Optimizer, learning_rate
 
@@ -45,6 +48,71 @@ def test_adamw_is_torchs_with_the_clip():
         for name, weight in weights(ours).items():
             torch.testing.assert_close(weight, theirs.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
     assert 0 < clipped < 5
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_fused_step_is_torchs(decay):
+    generator = torch.Generator().manual_seed(0)
+    for shape in [(3, 5), (1,), (200, 129), (16,)]:
+        weight = torch.randn(shape, generator=generator).bfloat16()
+        master = weight.float()
+        theirs = master.clone().requires_grad_()
+        reference = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), weight_decay=decay, fused=True)
+        state = {"step": torch.zeros(()), "exp_avg": torch.zeros(shape), "exp_avg_sq": torch.zeros(shape)}
+        for scale in (1e-3, 2.0, 1e-6, 0.0):
+            grad = (scale * torch.randn(shape, generator=generator)).bfloat16()
+            theirs.grad = grad.float() * 0.7
+            reference.step()
+            before = weight._version
+            adamw.step(weight, grad, master, state, adamw.Pace(1e-2, decay, (0.9, 0.95), clip=0.7))
+            assert weight._version > before, "a packed copy of the weight would not be made anew"
+            assert not grad.any()
+            torch.testing.assert_close(master, theirs.detach(), rtol=1e-6, atol=1e-6)
+            assert torch.equal(weight, master.bfloat16())
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(state[name], reference.state[theirs][name], rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.status())
+def test_fused_steps_and_norms_give_the_same_bits_with_any_number_of_threads(threads_back):
+    generator = torch.Generator().manual_seed(0)
+    first, gradient = (torch.randn(300, 201, generator=generator).bfloat16() for _ in range(2))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        weight, grad, master = first.clone(), gradient.clone(), first.float()
+        state = {"step": torch.zeros(()), "exp_avg": torch.zeros(300, 201), "exp_avg_sq": torch.zeros(300, 201)}
+        norm = torch.tensor(adamw.norm([grad, first]), dtype=torch.float64)
+        adamw.step(weight, grad, master, state, adamw.Pace(1e-2, 0.1, (0.9, 0.95)))
+        found.append([norm, weight, master, *state.values()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    exact = torch.cat((gradient, first)).double().norm()
+    assert float(found[0][0]) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_the_norm_of_any_tensors_is_the_norm():
+    whole = torch.randn(40_000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = float(whole.double().norm())
+    for parts in ([whole], [whole[:1], whole[1:20_001], whole[20_001:]], [whole[::2], whole[1::2]], [whole.float()]):
+        assert adamw.norm(parts) == pytest.approx(wanted, rel=1e-5)
+    for value in (float("nan"), float("inf")):
+        whole[17] = value
+        assert not math.isfinite(adamw.norm([whole]))
+
+
+def test_a_bf16_network_takes_steps_where_gradients_lie_apart():
+    ours, theirs = network().bfloat16(), network().bfloat16()
+    for model in (ours, theirs):
+        optimizer = Optimizer(model)
+        give_gradients(model, 0)
+        if model is theirs:
+            for parameter in model.parameters():
+                parameter.grad = torch.stack((parameter.grad, parameter.grad), dim=-1)[..., 0]
+        optimizer.step(1e-2)
+    for name, weight in weights(ours).items():
+        torch.testing.assert_close(weight, theirs.get_parameter(name).detach(), rtol=2**-7, atol=1e-5)
 
 
 def test_a_network_that_is_frozen_is_said_to_be():

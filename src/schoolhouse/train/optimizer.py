@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.core.errors import TrainError
+from schoolhouse.kernels import adamw as kernel
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.rounding import Rounding
 
@@ -87,7 +88,7 @@ class Optimizer:
         grads = {n: w.grad for n, w in self._weights.items() if w.grad is not None}
         if not grads:
             raise TrainError("No parameter has a gradient: all of the network is frozen.")
-        norm = float(torch.linalg.vector_norm(torch.stack([_norm(g) for g in grads.values()])))
+        norm = kernel.norm(list(grads.values()))
         if not math.isfinite(norm):
             raise TrainError(
                 f"The gradient's norm is {norm}: the step was not taken. "
@@ -95,16 +96,34 @@ class Optimizer:
             )
         factor = min(1.0, self._clip / (norm + 1e-6))
         for names, part in self._parts:
-            for name in (n for n in names if n in grads):
-                self._masters[name].grad = grads[name].to(torch.float32, copy=True).mul_(factor)
-                grads[name].zero_()
-            for group in part.param_groups:
-                group["lr"] = lr
-            part.step()
-            for name in (n for n in names if self._masters[n].grad is not None):
-                self._masters[name].grad = None
-                self._hold(name)
+            moved = {n: grads[n] for n in names if n in grads}
+            fused = self._rounding is None and all(kernel.can_step(self._weights[n], g) for n, g in moved.items())
+            if fused and isinstance(part, torch.optim.AdamW):
+                self._step_fused(part, moved, lr, factor)
+            else:
+                self._step_plain(part, moved, lr, factor)
         return norm
+
+    def _step_fused(self, part: torch.optim.AdamW, grads: Mapping[str, Tensor], lr: float, factor: float) -> None:
+        """AdamW in one pass over memory, of weights and gradients in bf16."""
+        names = {id(self._masters[n]): n for n in grads}
+        for group in part.param_groups:
+            pace = kernel.Pace(lr, group["weight_decay"], group["betas"], factor, group["eps"])
+            for master in (m for m in group["params"] if id(m) in names):
+                name = names[id(master)]
+                kernel.step(self._weights[name], grads[name], master, part.state[master], pace)
+
+    def _step_plain(self, part: torch.optim.Optimizer, grads: Mapping[str, Tensor], lr: float, factor: float) -> None:
+        """torch's own step, with the gradients in fp32 for as long as it takes."""
+        for name, grad in grads.items():
+            self._masters[name].grad = grad.to(torch.float32, copy=True).mul_(factor)
+            grad.zero_()
+        for group in part.param_groups:
+            group["lr"] = lr
+        part.step()
+        for name in grads:
+            self._masters[name].grad = None
+            self._hold(name)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs: masters and moments, by name."""
@@ -155,10 +174,6 @@ def _first_state(weight: Tensor) -> dict[str, Tensor]:
     """AdamW's memory as torch would make it in the first step."""
     step = torch.zeros((), dtype=torch.float32, device=weight.device)
     return {"step": step, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-
-
-def _norm(grad: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(grad, dtype=torch.float32)
 
 
 def learning_rate(
