@@ -28,30 +28,6 @@ WITH_BF16 inline __m512i read_row(const RowsOf& x, long row, long d) {
                        : _mm512_setzero_si512();
 }
 
-// 16 rows of 16 pairs become columns.
-WITH_BF16 inline void turn_pairs(__m512i (&x)[16]) {
-  __m512i y[16];
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-  for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 4; j++) {
-      y[i + j] = _mm512_shuffle_i32x4(x[i + j], x[i + j + 4], 0x88);
-      y[i + j + 4] = _mm512_shuffle_i32x4(x[i + j], x[i + j + 4], 0xdd);
-    }
-  for (int j = 0; j < 8; j++) {
-    x[j] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0x88);
-    x[j + 8] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0xdd);
-  }
-}
-
 // 16 rows from `row` on, 32 numbers of each from d on, as 16 pairs by 16 rows.
 WITH_BF16 inline void read_turned(const RowsOf& x, long row, long d, __m512i (&pairs)[16]) {
   for (long i = 0; i < TILE; i++) pairs[i] = read_row(x, row + i, d);
