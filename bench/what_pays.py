@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="nano")
     parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: speeds alone")
     parser.add_argument("--rounds", type=int, default=10, help="of the measurement of speed")
     parser.add_argument("--home", type=Path, default=Path("runs"))
     parser.add_argument("--json", type=Path, default=Path("bench/results/what_pays.json"))
