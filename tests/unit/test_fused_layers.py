@@ -41,7 +41,7 @@ def replies(model, texts, tokens=40):
 
 @pytest.mark.parametrize("texts", [1, 3, 17, 40])
 @pytest.mark.parametrize("scheme", [None, INT8, Scheme(4, 32)], ids=["bf16", "int8", "int4"])
-@pytest.mark.parametrize("level", [None, "avx512"])
+@pytest.mark.parametrize("level", [None, "avx512", "avx2"])
 def test_a_reply_has_the_same_bits(monkeypatch, kernels_anew, texts, scheme, level):
     if level:
         monkeypatch.setenv(native.LEVEL, level)

@@ -1,5 +1,7 @@
 """The C++ kernels beside their plain twins, and what happens where there are none."""
 
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -8,7 +10,7 @@ from exactness import draw, near
 from torch.nn import functional as F
 
 from school import network
-from schoolhouse.core.errors import ModelError
+from schoolhouse.core.errors import MachineError, ModelError
 from schoolhouse.infer import sampler
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
@@ -29,12 +31,13 @@ from schoolhouse.model.layers import Linear
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.status())
 
 
-@pytest.fixture(params=[None, "avx512"])
+@pytest.fixture(params=[None, "avx512", "avx2"])
 def level(request, monkeypatch, kernels_anew):
-    """What the processor has, and without AMX's tiles."""
+    """What the processor has, without AMX's tiles, and without AVX-512."""
     if request.param:
         monkeypatch.setenv(native.LEVEL, request.param)
         assert not native.has_tiles()
+        assert request.param in native.status()
     return request.param
 
 
@@ -261,13 +264,13 @@ def test_the_engine_says_with_them_what_it_says_without(monkeypatch, kernels_ane
     ("change", "said"),
     [
         (lambda m: m.setenv(native.LEVEL, "plain"), "as SCHOOLHOUSE_KERNELS asks"),
-        (lambda m: m.setattr(native, "_flags_of_processor", lambda: {"avx2", "fma"}), "this processor has no avx512"),
+        (lambda m: m.setattr(native, "_flags_of_processor", lambda: {"avx", "fma"}), "this processor has no avx2"),
         (lambda m: m.setattr(native.shutil, "which", lambda _: None), "no C++ compiler"),
     ],
 )
 def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, kernels_anew, change, said):
     if "compiler" in said:
-        monkeypatch.setattr(native, "_flags_of_processor", lambda: native._NEEDED)
+        monkeypatch.setattr(native, "_flags_of_processor", lambda: {"avx2", "fma"})
     change(monkeypatch)
     assert native.library() is None
     assert said in native.status()
@@ -284,13 +287,59 @@ def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, kern
         )
 
 
+HASWELL = {"sse4_2", "avx", "avx2", "fma", "f16c"}
+SKYLAKE = HASWELL | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}  # no dot products of bf16
+COOPER_LAKE = SKYLAKE | {"avx512_bf16"}
+SAPPHIRE_RAPIDS = COOPER_LAKE | {"amx_tile", "amx_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "level"),
+    [
+        (set(), "amx", "plain"),
+        ({"avx2"}, "amx", "plain"),
+        ({"avx2"}, "avx512", "plain"),
+        (HASWELL, "amx", "avx2"),
+        (HASWELL, "avx512", "avx2"),
+        (SKYLAKE, "amx", "avx2"),
+        (COOPER_LAKE, "amx", "avx512"),
+        (COOPER_LAKE, "avx2", "avx2"),
+        (SAPPHIRE_RAPIDS, "amx", "amx"),
+        (SAPPHIRE_RAPIDS, "avx512", "avx512"),
+        (SAPPHIRE_RAPIDS, "plain", "plain"),
+    ],
+)
+def test_a_processor_gets_the_highest_level_that_it_has_and_that_is_asked_for(flags, asked, level):
+    assert native.level_for(flags, asked) == level
+
+
+def test_a_level_that_does_not_exist_is_refused(monkeypatch, kernels_anew):
+    monkeypatch.setenv(native.LEVEL, "avx1024")
+    with pytest.raises(MachineError, match="'avx1024': set it to one of plain, avx2, avx512, amx"):
+        native.library()
+
+
+@needs_kernels
+def test_an_older_processor_gets_no_instruction_that_it_does_not_have(monkeypatch, kernels_anew, tmp_path):
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump, which comes with g++, reads the library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_flags_of_processor", lambda: HASWELL)
+    assert native.library() is not None
+    assert native.status() == "C++, avx2"
+    [made] = tmp_path.rglob("*.so")
+    listed = subprocess.run(["objdump", "-d", str(made)], capture_output=True, text=True, check=True).stdout
+    assert "%ymm" in listed
+    assert not re.findall(r"%zmm\d|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[0-7]", listed)  # registers of AVX-512 alone
+
+
 def test_a_compiler_that_fails_is_told_of_in_its_words(monkeypatch, kernels_anew, tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1.0 && exit 0\necho 'no such thing' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "_flags_of_processor", lambda: native._NEEDED)
+    monkeypatch.setattr(native, "_flags_of_processor", lambda: {"avx2", "fma"})
     assert native.library() is None
     assert "could not be compiled: no such thing" in native.status()
     assert not list(tmp_path.rglob("*.so"))

@@ -16,12 +16,13 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason=native.status()
 SCORING = Scoring(0.3)
 
 
-@pytest.fixture(params=[None, "avx512"])
+@pytest.fixture(params=[None, "avx512", "avx2"])
 def level(request, monkeypatch, kernels_anew):
-    """What the processor has, and without AMX's tiles."""
+    """What the processor has, without AMX's tiles, and without AVX-512."""
     if request.param:
         monkeypatch.setenv(native.LEVEL, request.param)
         assert not native.has_tiles()
+        assert request.param in native.status()
     return request.param
 
 

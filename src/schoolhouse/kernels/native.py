@@ -13,14 +13,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from schoolhouse.core.errors import MachineError
+
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
 LEVEL = "SCHOOLHOUSE_KERNELS"
-"""The environment variable that, set to "plain", keeps to plain torch, and set to "avx512" leaves AMX's tiles alone."""
+"""The environment variable that says how far the processor may be used: "plain" torch, "avx2", "avx512" or "amx"."""
 
 _ARGUMENTS = {
     "choose_as": "l",
@@ -49,8 +52,15 @@ _ARGUMENTS = {
 
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float}
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-_NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-_TILES = {"amx_tile", "amx_bf16"}
+_LEVELS = ("plain", "avx2", "avx512", "amx")
+_NEEDED = {
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "amx": {"amx_tile", "amx_bf16"},
+}
+"""What a processor has to have for a level, beside what the levels below it need."""
+_HALVED = ("-DBY_AVX2", "-mavx2", "-mfma")
+"""Flags of a library whose sixteen numbers are two registers of eight."""
 _LONGEST_S = 300
 
 
@@ -88,22 +98,35 @@ def takes(*tensors: Tensor) -> bool:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str, bool]:
-    level, flags = os.environ.get(LEVEL), _flags_of_processor()
-    if level == "plain":
+    asked = os.environ.get(LEVEL, _LEVELS[-1])
+    if asked not in _LEVELS:
+        raise MachineError(f"{LEVEL} is {asked!r}: set it to one of {', '.join(_LEVELS)}, or leave it out.")
+    if asked == "plain":
         return None, f"plain torch, as {LEVEL} asks", False
-    missing = sorted(_NEEDED - flags)
-    if missing:
-        return None, f"plain torch, for this processor has no {', '.join(missing)}", False
+    flags = _flags_of_processor()
+    level = level_for(flags, asked)
+    if level == "plain":
+        missing = ", ".join(sorted(_NEEDED["avx2"] - flags))
+        return None, f"plain torch, for this processor has no {missing}", False
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
         return None, "plain torch, for there is no C++ compiler (Debian: apt-get install g++)", False
     try:
-        opened = _opened(_compiled(compiler))
+        opened = _opened(_compiled(compiler, _HALVED if level == "avx2" else ()))
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         return None, f"plain torch, for the kernels could not be compiled: {told.strip().splitlines()[-1][:300]}", False
-    tiles = opened.allow_tiles(flags >= _TILES and level != "avx512") == 1
-    return opened, f"C++, avx512_bf16{' and amx_bf16' if tiles else ''}", tiles
+    tiles = opened.allow_tiles(level == "amx") == 1
+    named = "avx2" if level == "avx2" else f"avx512_bf16{' and amx_bf16' if tiles else ''}"
+    return opened, f"C++, {named}", tiles
+
+
+def level_for(flags: Set[str], asked: str) -> str:
+    """The highest level that a processor with these flags has and that is not above the one asked for."""
+    for place, level in enumerate(_LEVELS[1:], start=1):
+        if not flags >= _NEEDED[level] or place > _LEVELS.index(asked):
+            return _LEVELS[place - 1]
+    return asked
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -124,17 +147,18 @@ def _flags_of_processor() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str, more: tuple[str, ...]) -> Path:
     """The library of these sources, this compiler and these flags; made now if it is not there."""
+    flags = (*_FLAGS, *more)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=_LONGEST_S)
-    content = b"".join(path.read_bytes() for path in SOURCES) + version.stdout.encode() + " ".join(_FLAGS).encode()
+    content = b"".join(path.read_bytes() for path in SOURCES) + version.stdout.encode() + " ".join(flags).encode()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
     made = folder / f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / made.name
-            command = [compiler, *_FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), "-o", str(fresh)]
+            command = [compiler, *flags, *(str(path) for path in SOURCES if path.suffix == ".cpp"), "-o", str(fresh)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST_S)
             fresh.replace(made)
     return made

@@ -161,7 +161,7 @@ WITH_TILES inline void multiply_tiles(Left a, Right b, long rows, long columns, 
 
 // The same without tiles.
 WITH_BF16 inline void multiply_lanes(Left a, Right b, long rows, long columns, long steps, float* c, long c_row, bool add) {
-  constexpr long HIGH = 8;
+  constexpr long HIGH = HALVED ? 2 : 8;  // rows whose sums the registers hold
   for (long j = 0; j < columns; j += 2 * LANES)
     for (long i = 0; i < rows; i += HIGH) {
       __m512 sum[HIGH][2];

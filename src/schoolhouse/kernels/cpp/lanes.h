@@ -7,7 +7,15 @@
 
 typedef uint16_t bf16;
 
+// A build for AVX2 and FMA has these in its flags, and sixteen numbers in two registers.
+#ifdef BY_AVX2
+#include "halves.h"
+#define WITH_BF16
+constexpr bool HALVED = true;
+#else
 #define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+constexpr bool HALVED = false;
+#endif
 
 namespace {
 

@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr long ROWS = 12, GROUP = 256, LINE = 64, FEW = 4;
+constexpr long ROWS = HALVED ? 3 : 12, GROUP = 256, LINE = 64, FEW = 4;
 constexpr long TASKS_A_THREAD = 4, FEWEST_TASKS_A_THREAD = 2, FEWEST_BLOCKS = 4;
 constexpr long TILED_ROWS = 5;  // of codes, which tiles want widened first; bf16 is no slower by tiles from one row on
 

@@ -40,6 +40,15 @@ WITH_BF16 inline __m512bh pairs_of(const int8_t* codes) {
   return (__m512bh)_mm512_or_si512(_mm512_srli_epi32(even, 16), odd);  // codes are exact in their upper halves
 }
 
+#ifdef BY_AVX2  // without an instruction that looks words up, codes are counted and become numbers as those of 8 bits do
+inline __m512bh pairs_of(const Nibbles* codes) {
+  const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
+  const __m512 even = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+  const __m512 odd = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)), eight = _mm512_set1_ps(8.0f);
+  const __m512i low = (__m512i)_mm512_sub_ps(even, eight), high = (__m512i)_mm512_sub_ps(odd, eight);
+  return _mm512_or_si512(_mm512_srli_epi32(low, 16), high);
+}
+#else
 WITH_BF16 inline __m512bh pairs_of(const Nibbles* codes) {
 #define NUMBERS 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, \
                 0x40a0, 0x40c0, 0x40e0
@@ -49,5 +58,6 @@ WITH_BF16 inline __m512bh pairs_of(const Nibbles* codes) {
   const __m512i places = _mm512_or_si512(both, _mm512_slli_epi32(both, 12));
   return (__m512bh)_mm512_permutexvar_epi16(places, _mm512_load_si512(NUMBER));
 }
+#endif
 
 }  // namespace

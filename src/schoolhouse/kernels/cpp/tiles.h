@@ -8,8 +8,12 @@
 
 #include "lanes.h"
 
+#ifdef BY_AVX2  // never called there
+#define WITH_TILES __attribute__((target("amx-tile,amx-bf16")))
+#else
 #define WITH_TILES \
   __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+#endif
 
 namespace {
 
