@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from school import network
 from schoolhouse.core.errors import MachineError, ModelError
+from schoolhouse.core.runtime import Runtime
 from schoolhouse.infer import sampler
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
@@ -311,6 +312,21 @@ SAPPHIRE_RAPIDS = COOPER_LAKE | {"amx_tile", "amx_bf16"}
 )
 def test_a_processor_gets_the_highest_level_that_it_has_and_that_is_asked_for(flags, asked, level):
     assert native.level_for(flags, asked) == level
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("flags", "asked", "dtype"),
+    [
+        (HASWELL, "auto", torch.bfloat16),
+        (HASWELL, "float32", torch.float32),
+        ({"sse4_2"}, "auto", torch.float32),
+    ],
+)
+def test_replies_are_made_in_the_number_type_of_the_kernels(monkeypatch, kernels_anew, flags, asked, dtype):
+    monkeypatch.setattr(native, "_flags_of_processor", lambda: flags)
+    old = Runtime(torch.device("cpu"), torch.float32, 1)
+    assert native.dtype_to_generate(old, asked) == dtype
 
 
 def test_a_level_that_does_not_exist_is_refused(monkeypatch, kernels_anew):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.core.errors import MachineError
+from schoolhouse.core.runtime import Runtime
 
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
 LEVEL = "SCHOOLHOUSE_KERNELS"
@@ -94,6 +95,17 @@ def keeps_gradient(*tensors: Tensor) -> bool:
 def takes(*tensors: Tensor) -> bool:
     """True if the kernels run here and take these tensors: bf16 on the CPU, of which no gradient is kept."""
     return fits(*tensors) and not keeps_gradient(*tensors)
+
+
+def dtype_to_generate(runtime: Runtime, asked: str) -> torch.dtype:
+    """The number type in which replies come soonest, for a stage that trains nothing.
+
+    runtime: what the machine trains in; asked: the recipe's `machine.dtype`. Where the kernels run it is bf16, even on
+    a processor that has no bf16 of its own and trains in fp32 for that, unless the recipe names a type.
+    """
+    if asked == "auto" and runtime.device.type == "cpu" and library() is not None:
+        return torch.bfloat16
+    return runtime.dtype
 
 
 @functools.cache
