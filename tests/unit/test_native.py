@@ -17,6 +17,7 @@ from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels import native, products
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
+from schoolhouse.kernels.experts import mix_experts, mix_experts_plain, spread_rows, sum_rows
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
 from schoolhouse.kernels.packed_weight import (
     PackedCodes,
@@ -243,6 +244,70 @@ def test_numbers_that_are_none_stay_seen():
         assert rms_norm(x, draw(32), 1e-5)[0].isnan().all()
         assert gated(x, draw(2, 32, seed=1))[0, 3].isnan()
         assert linear(x, draw(8, 32), None, PackedWeight(draw(8, 32)))[0].isnan().all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [64, 16, 576, 100, 3])
+@pytest.mark.parametrize("weighed", [True, False])
+def test_rows_of_experts_are_gathered_and_spread(level, width, weighed):
+    tokens, choices, rows = 37, 3, 120  # nine of the rows are fillers, which nobody reads
+    generator = torch.Generator().manual_seed(0)
+    place = torch.randperm(rows, generator=generator)[: tokens * choices].view(tokens, choices)
+    shares = torch.rand(tokens, choices, generator=generator) if weighed else None
+    out, grad = draw(rows, width, seed=1), draw(tokens, width, seed=2)
+    weighed_by = torch.ones(tokens, choices) if shares is None else shares
+    exact = (out.double()[place] * weighed_by[..., None].double()).sum(1)
+    near(sum_rows(out, place, shares), exact, (out[place] * weighed_by[..., None].bfloat16()).sum(1))
+
+    token, weights = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
+    token[place] = torch.arange(tokens)[:, None]
+    weights[place] = weighed_by
+    inner, scaled = spread_rows(grad, out, token, weights)
+    spread = grad.double()[token]
+    near(scaled, spread * weights[:, None].double(), grad[token] * weights[:, None].bfloat16())
+    torch.testing.assert_close(inner.double(), (spread * out.double()).sum(-1), rtol=1e-5, atol=1e-4)
+    assert not scaled[weights == 0].any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("tokens", [5, 300])
+def test_experts_in_bf16_and_their_gradients(level, tokens):
+    experts, active, width, inner = 4, 2, 48, 40
+    chosen = draw(tokens, experts, seed=2).topk(active).indices
+    wide = [[draw(*shape, seed=10 * kind + e) / 8 for e in range(experts)]
+            for kind, shape in enumerate([(inner, width), (inner, width), (width, inner)], start=1)]  # fmt: skip
+    given = [draw(tokens, width), draw(tokens, active, seed=1).float().sigmoid(), *(m for kind in wide for m in kind)]
+    results = []
+    for function, dtype in (
+        (mix_experts, torch.bfloat16), (mix_experts_plain, torch.float64), (mix_experts_plain, torch.bfloat16)
+    ):  # fmt: skip
+        leaves = [(x.double() if dtype == torch.float64 else x.clone()).detach().requires_grad_() for x in given]
+        x, shares, *matrices = leaves
+        kinds = [matrices[i * experts : (i + 1) * experts] for i in range(3)]
+        out = function(x, chosen, shares, *kinds)
+        (out * draw(tokens, width, seed=5).to(out.dtype)).sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, exact, plain in zip(*results, strict=True):
+        error, allowed = (mine.double() - exact).norm(), (plain.double() - exact).norm()
+        assert error <= 2 * allowed + exact.norm() * 2**-8  # either way roundings add up by chance
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [512, 33])  # of the smaller one the product is torch's
+def test_a_gradient_that_is_summed_in_place_is_the_sum(level, rows):
+    x, weight = draw(rows, 96), draw(80, 96, seed=1)
+    other, grads = draw(rows, 96, seed=4), [draw(rows, 80, seed=seed) for seed in (2, 3)]
+    results = []
+    for in_place in (True, False):
+        leaf = weight.clone().requires_grad_()
+        if in_place:
+            leaf.grad = torch.zeros_like(leaf)
+            products.sum_in_place(leaf)
+        for read, grad in zip((x, other), grads, strict=True):
+            products.linear_in_training(read, leaf, None).backward(grad)
+        results.append(leaf.grad)
+    exact = sum(grad.double().t() @ read.double() for read, grad in zip((x, other), grads, strict=True))
+    near(results[0], exact, results[1])
 
 
 @needs_kernels

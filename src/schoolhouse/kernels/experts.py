@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from schoolhouse.kernels.fused import gated, gated_slopes
 from schoolhouse.kernels.grid import GRID
-from schoolhouse.kernels.products import grouped_product, weight_gradient
+from schoolhouse.kernels.native import fits, library
+from schoolhouse.kernels.products import gradient_of, grouped_product
 
 MANY = 128  # rows of an expert from which on they are filled up
 
@@ -48,33 +50,29 @@ class _Experts(torch.autograd.Function):
         _each(ends, rows, gates, gate, products)
         _each(ends, rows, ups, up, products)
         out = torch.empty_like(rows)
-        _each(ends, F.silu(gate).mul_(up), downs, out, products)
+        _each(ends, gated(gate, up), downs, out, products)
         ctx.ends, ctx.products = ends, products
         ctx.save_for_backward(rows, gate, up, out, shares, token, place, *matrices)
-        return _gathered(out, place, shares)
+        return sum_rows(out, place.view_as(shares), shares)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Each block of rows back through its expert."""
         rows, gate, up, out, shares, token, place, *matrices = ctx.saved_tensors
-        ends, products, count, choices = ctx.ends, ctx.products, len(matrices) // 3, shares.shape[1]
+        ends, products, count = ctx.ends, ctx.products, len(matrices) // 3
         gates, ups, downs = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
-        grad_rows = grad.index_select(0, token)  # (M, D)
-        grad_shares = torch.linalg.vecdot(grad_rows.float(), out.float())[place].view_as(shares).to(shares.dtype)
         weights = shares.new_zeros(len(token)).index_copy_(0, place, shares.flatten())  # a filler's is 0
-        grad_rows = grad_rows * weights[:, None].to(grad_rows.dtype)
-        squashed = torch.sigmoid(gate)
-        active = gate * squashed  # silu(gate)
-        grad_downs = _weights(ends, grad_rows, active * up, downs, products)
-        inner = torch.empty_like(gate)
-        _each(ends, grad_rows, downs, inner, products, turned=True)
-        grad_up = inner * active
-        grad_gate = inner.mul_(up).mul_(squashed + active * (1 - squashed))
+        inner, grad_rows = spread_rows(grad, out, token, weights)
+        grad_shares = inner[place].view_as(shares).to(shares.dtype)
+        grad_downs = _weights(ends, grad_rows, gated(gate, up), downs, products)
+        grad_gated = torch.empty_like(gate)
+        _each(ends, grad_rows, downs, grad_gated, products, turned=True)
+        grad_gate, grad_up = gated_slopes(grad_gated, gate, up)
         grad_gates = _weights(ends, grad_gate, rows, gates, products)
         grad_ups = _weights(ends, grad_up, rows, ups, products)
         _each(ends, grad_gate, gates, grad_rows, products, turned=True)
         _each(ends, grad_up, ups, grad_rows, products, turned=True, add=True)
-        grad_x = grad_rows.index_select(0, place).view(len(shares), choices, -1).sum(1)
+        grad_x = sum_rows(grad_rows, place.view_as(shares), None)
         return (grad_x, grad_shares, None, None, *grad_gates, *grad_ups, *grad_downs)
 
 
@@ -122,21 +120,51 @@ def _each(
 def _weights(
     ends: Sequence[int], grad: Tensor, rows: Tensor, weights: Sequence[Tensor], products: Products | None
 ) -> list[Tensor | None]:
-    """The gradient of each expert's matrix; None for one that no token was sent to."""
-    gradient = weight_gradient if products is None else products.gradient
+    """The gradient of each expert's matrix; None for one that no token was sent to, or that has its sum already."""
     out: list[Tensor | None] = []
     start = 0
     for end, weight in zip(ends, weights, strict=True):
-        used = end > start and weight.requires_grad
-        out.append(gradient(grad[start:end], rows[start:end]) if used else None)
+        own = grad[start:end], rows[start:end]
+        if end == start or not weight.requires_grad:
+            out.append(None)
+        else:
+            out.append(gradient_of(weight, *own) if products is None else products.gradient(*own))
         start = end
     return out
 
 
-def _gathered(out: Tensor, place: Tensor, shares: Tensor) -> Tensor:
-    """Rows by expert to the weighted sum of each token: (M, D) to (N, D)."""
-    choices = out.index_select(0, place).view(*shares.shape, -1)  # (N, A, D)
-    return torch.matmul(shares[:, None].to(out.dtype), choices)[:, 0]
+def sum_rows(rows: Tensor, place: Tensor, shares: Tensor | None) -> Tensor:
+    """Each token's sum over its choices of share * row. rows: (M, D), place: (N, A) int64, shares: (N, A) to (N, D)."""
+    tokens, choices = place.shape
+    native, width = library(), rows.shape[1]
+    if native is None or not fits(rows) or (shares is not None and shares.dtype != torch.float32):
+        held = rows.index_select(0, place.flatten()).view(tokens, choices, width)
+        return held.sum(1) if shares is None else torch.matmul(shares[:, None].to(rows.dtype), held)[:, 0]
+    rows, place, out = rows.contiguous(), place.contiguous(), rows.new_empty(tokens, width)
+    shares = None if shares is None else shares.contiguous()
+    native.sum_rows(
+        rows.data_ptr(), place.data_ptr(), None if shares is None else shares.data_ptr(), out.data_ptr(),
+        tokens, choices, width,
+    )  # fmt: skip
+    return out
+
+
+def spread_rows(grad: Tensor, out: Tensor, token: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the product of its token's gradient with what came out (M,) float32, and weight * gradient (M, D).
+
+    grad: (N, D), out: (M, D), token: (M,) int64, weights: (M,) float32.
+    """
+    native, (rows, width) = library(), out.shape
+    if native is None or not fits(grad, out) or weights.dtype != torch.float32:
+        spread = grad.index_select(0, token)
+        return torch.linalg.vecdot(spread.float(), out.float()), spread * weights[:, None].to(spread.dtype)
+    grad, out, token, weights = (part.contiguous() for part in (grad, out, token, weights))
+    inner, scaled = weights.new_empty(rows), torch.empty_like(out)
+    native.spread_rows(
+        grad.data_ptr(), out.data_ptr(), token.data_ptr(), weights.data_ptr(), scaled.data_ptr(), inner.data_ptr(),
+        rows, width,
+    )  # fmt: skip
+    return inner, scaled
 
 
 def mix_experts(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from schoolhouse.kernels.native import has_tiles, library
 
 LEAST = 1 << 21  # products of numbers, below which torch is as fast
+_IN_PLACE = "sums_its_gradient_in_place"
 
 
 class _Linear(torch.autograd.Function):
@@ -33,7 +34,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, (need_x, need_weight, need_bias) = grad.flatten(0, -2), ctx.needs_input_grad
         grad_x = torch.matmul(grad, weight) if need_x else None
-        grad_weight = weight_gradient(rows, x.flatten(0, -2)) if need_weight else None
+        grad_weight = gradient_of(weight, rows, x.flatten(0, -2)) if need_weight else None
         return grad_x, grad_weight, rows.sum(0) if need_bias else None
 
 
@@ -47,16 +48,43 @@ def linear_in_training(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """The transpose of grad (M, N) times x (M, K): (N, K), sums in fp32. `torch.mm` is the twin."""
-    (rows, wide), deep = grad.shape, x.shape[1]
-    native = library()
-    if native is None or not (_is_ours(grad) and _is_ours(x)) or rows * wide * deep < LEAST:
+    if not _is_turned(grad, x):
         return torch.mm(grad.t(), x)
-    grad, x = (part if part.stride(1) == 1 else part.contiguous() for part in (grad, x))
-    out = torch.empty(wide, deep, dtype=x.dtype)
-    native.turned_product(
-        grad.data_ptr(), grad.stride(0), x.data_ptr(), x.stride(0), out.data_ptr(), deep, wide, deep, rows
-    )
+    out = torch.empty(grad.shape[1], x.shape[1], dtype=x.dtype)
+    _turned(grad, x, out, add=False)
     return out
+
+
+def sum_in_place(weight: Tensor) -> None:
+    """Let `gradient_of` add this leaf's gradients to its `grad`, which must exist, as soon as they are made.
+
+    autograd would write each one to memory, read it again and add it. Neither hooks on the weight's gradient nor
+    `torch.autograd.grad` see what is added so.
+    """
+    setattr(weight, _IN_PLACE, True)
+
+
+def gradient_of(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
+    """`weight_gradient` for a backward pass to return; None if it has been added to where the weight's are summed."""
+    held = weight.grad if getattr(weight, _IN_PLACE, False) else None
+    if held is None or held.stride(1) != 1 or not _is_turned(grad, x):
+        return weight_gradient(grad, x)
+    _turned(grad, x, held, add=True)
+    return None
+
+
+def _is_turned(grad: Tensor, x: Tensor) -> bool:
+    return library() is not None and _is_ours(grad) and _is_ours(x) and grad.numel() * x.shape[1] >= LEAST
+
+
+def _turned(grad: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
+    native = library()
+    assert native is not None
+    grad, x = (part if part.stride(1) == 1 else part.contiguous() for part in (grad, x))
+    native.turned_product(
+        grad.data_ptr(), grad.stride(0), x.data_ptr(), x.stride(0), out.data_ptr(), out.stride(0),
+        grad.shape[1], x.shape[1], len(x), add,
+    )  # fmt: skip
 
 
 def grouped_product(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schoolhouse.core.errors import TrainError
 from schoolhouse.kernels import adamw as kernel
+from schoolhouse.kernels.products import sum_in_place
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.rounding import Rounding
 
@@ -47,6 +48,8 @@ class Optimizer:
         # over the heap for good, and the gaps between them doubled the memory of a run (docs/lab-log.md, 2026-11-23).
         for weight in self._weights.values():
             weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+            if weight.requires_grad:
+                sum_in_place(weight)
         self._parts: list[tuple[list[str], torch.optim.Optimizer]] = []
         hidden = [n for n, m in self._masters.items() if kind == "muon" and _is_hidden_matrix(n, m)]
         if hidden:

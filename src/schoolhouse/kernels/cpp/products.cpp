@@ -176,10 +176,10 @@ WITH_TILES void multiply_all(const std::vector<Product>& products, long fewest) 
 
 extern "C" {
 
-// y (m, n) = the transpose of a (k, m) times b (k, n).
+// y (m, n) = the transpose of a (k, m) times b (k, n), or that is added to it.
 void turned_product(const bf16* a, long a_stride, const bf16* b, long b_stride, bf16* y, long y_stride, long m, long n,
-                    long k) {
-  multiply_all({{{a, a_stride, m, false}, {b, b_stride, n, false}, k, y, y_stride, false}}, omp_get_max_threads());
+                    long k, long add) {
+  multiply_all({{{a, a_stride, m, false}, {b, b_stride, n, false}, k, y, y_stride, add != 0}}, omp_get_max_threads());
 }
 
 // Groups of rows of x (m, k), which end at `ends`, each times a matrix of its own: (n, k), or (k, n) if not along, all of one
