@@ -271,9 +271,10 @@ def test_rows_of_experts_are_gathered_and_spread(level, width, weighed):
 
 @needs_kernels
 @pytest.mark.parametrize("tokens", [5, 300])
-def test_experts_in_bf16_and_their_gradients(level, tokens):
-    experts, active, width, inner = 4, 2, 48, 40
-    chosen = draw(tokens, experts, seed=2).topk(active).indices
+@pytest.mark.parametrize("in_place", [True, False])
+def test_experts_in_bf16_and_their_gradients(level, tokens, in_place):
+    experts, active, width, inner = 5, 2, 48, 40
+    chosen = draw(tokens, experts - 1, seed=2).topk(active).indices  # the last expert gets no token
     wide = [[draw(*shape, seed=10 * kind + e) / 8 for e in range(experts)]
             for kind, shape in enumerate([(inner, width), (inner, width), (width, inner)], start=1)]  # fmt: skip
     given = [draw(tokens, width), draw(tokens, active, seed=1).float().sigmoid(), *(m for kind in wide for m in kind)]
@@ -283,6 +284,10 @@ def test_experts_in_bf16_and_their_gradients(level, tokens):
     ):  # fmt: skip
         leaves = [(x.double() if dtype == torch.float64 else x.clone()).detach().requires_grad_() for x in given]
         x, shares, *matrices = leaves
+        for matrix in matrices:
+            matrix.grad = torch.zeros_like(matrix)
+            if in_place:
+                products.sum_in_place(matrix)
         kinds = [matrices[i * experts : (i + 1) * experts] for i in range(3)]
         out = function(x, chosen, shares, *kinds)
         (out * draw(tokens, width, seed=5).to(out.dtype)).sum().backward()

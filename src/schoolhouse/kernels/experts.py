@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from schoolhouse.kernels.fused import gated, gated_slopes
 from schoolhouse.kernels.grid import GRID
 from schoolhouse.kernels.native import fits, library
-from schoolhouse.kernels.products import gradient_of, grouped_product
+from schoolhouse.kernels.products import gradients_of, grouped_product
 
 MANY = 128  # rows of an expert from which on they are filled up
 
@@ -121,14 +121,13 @@ def _weights(
     ends: Sequence[int], grad: Tensor, rows: Tensor, weights: Sequence[Tensor], products: Products | None
 ) -> list[Tensor | None]:
     """The gradient of each expert's matrix; None for one that no token was sent to, or that has its sum already."""
+    if products is None:
+        return gradients_of(weights, grad, rows, ends)
     out: list[Tensor | None] = []
     start = 0
     for end, weight in zip(ends, weights, strict=True):
-        own = grad[start:end], rows[start:end]
-        if end == start or not weight.requires_grad:
-            out.append(None)
-        else:
-            out.append(gradient_of(weight, *own) if products is None else products.gradient(*own))
+        used = end > start and weight.requires_grad
+        out.append(products.gradient(grad[start:end], rows[start:end]) if used else None)
         start = end
     return out
 

@@ -38,6 +38,7 @@ _ARGUMENTS = {
     "attend_texts": "pllpllpllplpplllllf",
     "attend_texts_back": "pllpllpllpllplppppplllllf",
     "turned_product": "plplplllll",
+    "grouped_turned": "plplpplllll",
     "grouped_product": "plppllplllll",
     "rms_norm": "ppppllff",
     "rms_norm_back": "pppppppllf",

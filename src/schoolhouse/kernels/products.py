@@ -73,6 +73,27 @@ def gradient_of(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
     return None
 
 
+def gradients_of(weights: Sequence[Tensor], grad: Tensor, x: Tensor, ends: Sequence[int]) -> list[Tensor | None]:
+    """`gradient_of` for groups of rows, from the end before to its own, that met a matrix each.
+
+    weights: (N, K) each; grad: (M, N), x: (M, K). None also for a group without rows, and for a weight that wants none.
+    """
+    starts = [0, *ends[:-1]]
+    wanted = [end > start and w.requires_grad for w, start, end in zip(weights, starts, ends, strict=True)]
+    native, homes = library(), [w.grad if getattr(w, _IN_PLACE, False) else None for w in weights]
+    ours = _is_ours(grad) and _is_ours(x) and all(w.requires_grad for w in weights)
+    if native is None or not ours or not all(home is not None and home.is_contiguous() for home in homes):
+        parts = zip(weights, starts, ends, wanted, strict=True)
+        return [gradient_of(w, grad[start:end], x[start:end]) if want else None for w, start, end, want in parts]
+    grad, x = grad.contiguous(), x.contiguous()
+    where, held = torch.tensor(ends), torch.tensor([home.data_ptr() for home in homes if home is not None])
+    wide, deep = weights[0].shape
+    native.grouped_turned(
+        grad.data_ptr(), wide, x.data_ptr(), deep, where.data_ptr(), held.data_ptr(), deep, len(ends), wide, deep, True
+    )
+    return [None] * len(ends)
+
+
 def _is_turned(grad: Tensor, x: Tensor) -> bool:
     return library() is not None and _is_ours(grad) and _is_ours(x) and grad.numel() * x.shape[1] >= LEAST
 
