@@ -3,9 +3,9 @@
     python bench/deepseek.py [--rounds 3] [--json bench/results/deepseek.json]
 
 84 million parameters, 26 of them for each token, random weights, bf16. Training: 8 texts of 512 tokens, forward,
-backward and AdamW. Generation: 64 prompts of 128 tokens, 64 new ones each, no stop. Attention: one token for 16 texts
-over a long memory, of latents (absorbed) and of each head's keys and values (expanded). Both sides take turns in one
-process; medians count.
+backward and AdamW, beside dense networks with as many active parameters, too (ours and transformers'). Generation: 64
+prompts of 128 tokens, 64 new ones each, no stop. Attention: one token for 16 texts over a long memory, of latents
+(absorbed) and of each head's keys and values (expanded). Both sides take turns in one process; medians count.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 128, 64
 DECODED, MEMORIES = 16, (256, 1024, 2048, 4096)
 
 
-def checkpoint(folder: Path) -> Path:
-    """A random network of the preset "micro"."""
-    model = Transformer(preset("micro", 8192, {"bos_token_id": 0, "eos_token_id": 1}))
+def checkpoint(folder: Path, name: str = "micro") -> Path:
+    """A random network of a preset."""
+    model = Transformer(preset(name, 8192, {"bos_token_id": 0, "eos_token_id": 1}))
     model.init_weights(torch.Generator().manual_seed(0))
     save_model(model, folder)
     return folder
@@ -172,9 +172,8 @@ def attention_forms(folder: Path, rounds: int) -> list[dict[str, float]]:
     return rows
 
 
-def beside(folder: Path, ours: Callable, theirs: Callable, rounds: int) -> dict[str, object]:
-    """Both sides in turns, a first round of each not counted."""
-    sides = {"ours": ours(folder), "transformers": theirs(folder)}
+def beside(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, object]:
+    """All sides in turns, a first round of each not counted; the ratios are ours over each other's."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(1 + rounds):
         for name, act in sides.items():
@@ -182,10 +181,29 @@ def beside(folder: Path, ours: Callable, theirs: Callable, rounds: int) -> dict[
             if turn:
                 speeds[name].append(speed)
             print(f"{name} {speed:,.0f} tokens/s{'' if turn else ' (not counted)'}", flush=True)
-    del sides
+    sides.clear()
     gc.collect()
     middle = {name: statistics.median(values) for name, values in speeds.items()}
-    return {"tokens_a_second": middle, "ratio": middle["ours"] / middle["transformers"], "all": speeds}
+    ratios = {name: middle["ours"] / speed for name, speed in middle.items() if name != "ours"}
+    return {"tokens_a_second": middle, "ratio": ratios["transformers"], "ours_over": ratios, "all": speeds}
+
+
+def training_sides(folder: Path, twin: Path) -> dict[str, Callable[[], float]]:
+    """The network by both programs, and its dense twin by both."""
+    return {
+        "ours": ours_training(folder),
+        "transformers": their_training(folder),
+        "our dense twin": ours_training(twin),
+        "transformers' dense twin": their_training(twin),
+    }
+
+
+def cache_bytes(folder: Path) -> dict[str, int]:
+    """Of one token: our latents, and each head's keys and values, which transformers keeps."""
+    config = load_model(folder, torch.bfloat16).config
+    assert config.mla is not None
+    numbers = config.num_attention_heads * (config.mla.qk_head_dim + config.mla.v_head_dim) * config.num_hidden_layers
+    return {"ours": config.kv_bytes_per_token(2), "transformers": 2 * numbers}
 
 
 def main() -> None:
@@ -200,9 +218,13 @@ def main() -> None:
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint(Path(scratch))
-        result["training"] = beside(folder, ours_training, their_training, args.rounds)
-        result["generation"] = beside(folder, ours_generation, their_generation, args.rounds)
+        folder = checkpoint(Path(scratch, "mixture"))
+        result["cache_bytes_per_token"] = cache_bytes(folder)
+        result["training"] = beside(
+            training_sides(folder, checkpoint(Path(scratch, "twin"), "micro-active")), args.rounds
+        )
+        replies = {"ours": ours_generation(folder), "transformers": their_generation(folder)}
+        result["generation"] = beside(replies, args.rounds)
         result["attention"] = attention_forms(folder, args.rounds)
     print(json.dumps(result, indent=1))
     if args.json:

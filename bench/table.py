@@ -60,7 +60,11 @@ def rl_step(result: dict[str, Any]) -> list[tuple[str, str, float]]:
 def mixture(result: dict[str, Any]) -> list[tuple[str, str, float]]:
     """Of `bench/deepseek.py`."""
     works = {"training": "DeepSeek's network, training", "generation": "DeepSeek's network, 64 texts"}
-    return [(work, "transformers", result[key]["ratio"]) for key, work in works.items()]
+    return [
+        (work, other, times)
+        for key, work in works.items()
+        for other, times in result[key].get("ours_over", {"transformers": result[key]["ratio"]}).items()
+    ]
 
 
 READERS = {"generation": generation, "sft": fine_tuning, "grpo_step": rl_step, "deepseek": mixture}
