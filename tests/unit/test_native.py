@@ -385,18 +385,10 @@ def test_a_processor_gets_the_highest_level_that_it_has_and_that_is_asked_for(fl
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    ("flags", "asked", "dtype"),
-    [
-        (HASWELL, "auto", torch.bfloat16),
-        (HASWELL, "float32", torch.float32),
-        ({"sse4_2"}, "auto", torch.float32),
-    ],
-)
-def test_replies_are_made_in_the_number_type_of_the_kernels(monkeypatch, kernels_anew, flags, asked, dtype):
+@pytest.mark.parametrize(("flags", "dtype"), [(HASWELL, torch.bfloat16), ({"sse4_2"}, torch.float32)])
+def test_one_text_is_made_in_the_number_type_of_the_kernels(monkeypatch, kernels_anew, flags, dtype):
     monkeypatch.setattr(native, "_flags_of_processor", lambda: flags)
-    old = Runtime(torch.device("cpu"), torch.float32, 1)
-    assert native.dtype_to_generate(old, asked) == dtype
+    assert native.dtype_for_one_text(Runtime(torch.device("cpu"), torch.float32, 1)) == dtype
 
 
 def test_a_level_that_does_not_exist_is_refused(monkeypatch, kernels_anew):

@@ -23,7 +23,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.core.runtime import release_memory
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
-from schoolhouse.kernels.native import dtype_to_generate, status
+from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
@@ -112,7 +112,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     summary["cut"] = [cut for unit in units if (cut := _cut(unit, results[unit.candidate.name][unit.mode]))]
     (out.path / EXAM).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     out.meta |= {"items": len(rows), "models": names, "runtime": run.runtime.describe()}
-    out.meta["runtime"]["dtype"] = str(dtype_to_generate(run.runtime, run.machine.dtype)).removeprefix("torch.")
 
 
 _TEXTS = ("question", "answer", "reply")
@@ -199,8 +198,7 @@ class _Candidate:
         """The network in the machine's number type, and how it is talked to."""
         if self._loaded is None:
             runtime = self._run.runtime
-            dtype = dtype_to_generate(runtime, self._run.machine.dtype)
-            self._loaded = load_model(self.folder, dtype, runtime.device), ChatFormat.load(self.folder)
+            self._loaded = load_model(self.folder, runtime.dtype, runtime.device), ChatFormat.load(self.folder)
         return self._loaded
 
     def leave(self) -> None:

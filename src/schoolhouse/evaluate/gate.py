@@ -24,7 +24,6 @@ from schoolhouse.core.run import Run
 from schoolhouse.evaluate.compare import Difference, paired_difference
 from schoolhouse.evaluate.exam import EXAM, ITEMS
 from schoolhouse.evaluate.report import read_lines
-from schoolhouse.kernels.native import dtype_to_generate
 from schoolhouse.model.weights import check_folder, held_type
 
 CLOSES = True  # it takes a moment, and says whether what the time was spent on is of use
@@ -81,8 +80,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     items = read_lines(source.file(ITEMS))
     changes = changes_of(items, config.original, config.model)
     seconds = source.meta.get("meter", {}).get("phases_s", {})
-    dtype = dtype_to_generate(run.runtime, run.machine.dtype)
-    costs = [_costs(inputs[name].path, dtype, _speed(items, name, seconds)) for name in (config.original, config.model)]
+    costs = [
+        _costs(inputs[name].path, run.runtime.dtype, _speed(items, name, seconds))
+        for name in (config.original, config.model)
+    ]
     run.log.result(_table(config, changes, costs))
     beyond = [change for change in changes if change.is_beyond(config.points)]
     if beyond:

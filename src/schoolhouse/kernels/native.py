@@ -100,15 +100,13 @@ def takes(*tensors: Tensor) -> bool:
     return fits(*tensors) and not keeps_gradient(*tensors)
 
 
-def dtype_to_generate(runtime: Runtime, asked: str) -> torch.dtype:
-    """The number type in which replies come soonest, for a stage that trains nothing.
+def dtype_for_one_text(runtime: Runtime) -> torch.dtype:
+    """The number type in which a reply comes soonest, if few others are made at once.
 
-    runtime: what the machine trains in; asked: the recipe's `machine.dtype`. Where the kernels run it is bf16, even on
-    a processor that has no bf16 of its own and trains in fp32 for that, unless the recipe names a type.
+    Where the kernels run it is bf16, even on a processor that has no bf16 of its own and trains in fp32 for that; many
+    replies at once come sooner in fp32 there (docs/lab-log.md, 2026-11-24).
     """
-    if asked == "auto" and runtime.device.type == "cpu" and library() is not None:
-        return torch.bfloat16
-    return runtime.dtype
+    return torch.bfloat16 if runtime.device.type == "cpu" and library() is not None else runtime.dtype
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from schoolhouse.core.runtime import Runtime
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.infer.speculation import Speculation
-from schoolhouse.kernels.native import dtype_to_generate, status
+from schoolhouse.kernels.native import dtype_for_one_text, status
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat
 from schoolhouse.text.records import Conversation, Message
@@ -36,7 +36,7 @@ class Chat:
         """Load a checkpoint; the system prompt that it was taught with, where it has one, opens every conversation."""
         system = folder / SYSTEM_FILE
         opening = (Message("system", system.read_text(encoding="utf-8").strip()),) if system.is_file() else ()
-        model = load_model(folder, dtype_to_generate(runtime, "auto"), runtime.device)
+        model = load_model(folder, dtype_for_one_text(runtime), runtime.device)
         engine = Engine(model, slots=1, speculation=Speculation.of(model))
         return cls(engine, ChatFormat.load(folder), opening)
 
