@@ -78,12 +78,12 @@ class LatentAttention(nn.Module):
         """Queries (B, T, H, Dn + Dr) to queries of latents (B, T, H, R + Dr)."""
         still, turning = q.split((self.sizes.qk_nope_head_dim, self.sizes.qk_rope_head_dim), dim=-1)
         keys, _ = self._up()
-        return torch.cat((torch.einsum("bthn,hnr->bthr", still, keys), turning), dim=-1)
+        return torch.cat((_by_token("bthn,hnr->bthr", still, keys), turning), dim=-1)
 
     def emerge(self, latent: Tensor) -> Tensor:
         """Sums of latents (B, T, H, R) to sums of values (B, T, H, Dv)."""
         _, values = self._up()
-        return torch.einsum("bthr,hvr->bthv", latent, values)
+        return _by_token("bthr,hvr->bthv", latent, values)
 
     def _up(self) -> tuple[Tensor, Tensor]:
         """What makes keys (H, Dn, R) and values (H, Dv, R) from latents."""
@@ -91,3 +91,11 @@ class LatentAttention(nn.Module):
         both = self.kv_b_proj.weight.view(-1, m.qk_nope_head_dim + m.v_head_dim, m.kv_lora_rank)
         keys, values = both.split((m.qk_nope_head_dim, m.v_head_dim), dim=1)
         return keys, values
+
+
+def _by_token(products: str, x: Tensor, weight: Tensor) -> Tensor:
+    """An einsum of (B, T, H, ...) token by token: one that is verified gets the bits of one that is drawn.
+
+    torch's order of summing hangs on how many tokens there are.
+    """
+    return torch.cat([torch.einsum(products, x[:, t : t + 1], weight) for t in range(x.shape[1])], dim=1)

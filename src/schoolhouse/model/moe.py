@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
+from schoolhouse.kernels.native import keeps_gradient
 from schoolhouse.model.config import ModelConfig, MoE
 from schoolhouse.model.fp8_linear import Fp8Linear
 from schoolhouse.model.layers import GatedFeedForward
@@ -29,7 +30,7 @@ class Routing(NamedTuple):
 
 
 def route(logits: Tensor, bias: Tensor | None, config: MoE) -> Routing:
-    """Choose each token's experts. logits: (N, E) float32; bias: (E,) float32, only with sigmoid scores.
+    """Choose each token's experts. logits: (N, E) float32 or float64; bias: (E,) float32, only with sigmoid scores.
 
     The bias decides who is chosen, never how much an expert counts. Groups that are left out can't be chosen, however
     low the scores of the others are.
@@ -45,11 +46,15 @@ def route(logits: Tensor, bias: Tensor | None, config: MoE) -> Routing:
     shares = scores.gather(1, chosen)
     if config.norm_topk_prob:
         shares = shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)
-    return Routing(chosen, shares * config.routed_scaling_factor, scores)
+    return Routing(chosen, (shares * config.routed_scaling_factor).float(), scores.float())
 
 
 class Router(nn.Module):
-    """Scores of the experts, in fp32 whatever the network's type."""
+    """Scores of the experts, in fp32 whatever the network's type.
+
+    Where no gradient is kept they are computed in fp64 and rounded: the last bits of torch's sums and sigmoids hang on
+    the number of rows, and a token's reply must not.
+    """
 
     e_score_correction_bias: Tensor | None
 
@@ -62,7 +67,9 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x: (N, D)."""
-        return route(F.linear(x.float(), self.weight.float()), self.e_score_correction_bias, self._moe)
+        wide = torch.float32 if keeps_gradient(x, self.weight) else torch.float64
+        logits = F.linear(x.to(wide), self.weight.to(wide))
+        return route(logits, self.e_score_correction_bias, self._moe)
 
 
 class MixtureOfExperts(nn.Module):
