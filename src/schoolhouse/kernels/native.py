@@ -111,7 +111,7 @@ def dtype_for_one_text(runtime: Runtime) -> torch.dtype:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str, bool]:
-    asked = os.environ.get(LEVEL, _LEVELS[-1])
+    asked = os.environ.get(LEVEL) or _LEVELS[-1]
     if asked not in _LEVELS:
         raise MachineError(f"{LEVEL} is {asked!r}: set it to one of {', '.join(_LEVELS)}, or leave it out.")
     if asked == "plain":
