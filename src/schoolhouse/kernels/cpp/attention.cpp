@@ -13,7 +13,6 @@ namespace {
 
 constexpr long PAIRS = 32, CHUNK = 64, BLOCK = 64;
 constexpr long LINE = 32;  // numbers that memory hands over at once
-constexpr long TURNS_A_THREAD = 8;
 
 // The sums of 16 registers, one a lane.
 WITH_BF16 inline __m512 sums_of(const __m512* x) {

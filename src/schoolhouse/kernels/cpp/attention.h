@@ -6,6 +6,8 @@
 
 #include "lanes.h"
 
+constexpr long TURNS_A_THREAD = 8;  // what is asked for early is then read by the thread that asked
+
 // What a thread needs for it; grows as it has to.
 class Room {
  public:

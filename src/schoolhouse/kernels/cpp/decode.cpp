@@ -49,6 +49,7 @@ WITH_BF16 void decode_layers(const int64_t* layers, long count, bf16* x, const b
   const long share = heads / kv_heads, whole = (heads + 2 * kv_heads) * size;
   bf16 *normed = scratch, *projected = normed + rows * width, *seen = projected + rows * (whole > width ? whole : width);
   bf16 *gate = seen + rows * heads * size, *up = gate + rows * inner, *laid = up + rows * inner;
+  const long even = texts * kv_heads / (TURNS_A_THREAD * omp_get_max_threads()), turn = even < 1 ? 1 : even;
   const long by_text = strides[0], by_head = strides[1], by_token = strides[2];
 #pragma omp parallel
   {
@@ -64,7 +65,7 @@ WITH_BF16 void decode_layers(const int64_t* layers, long count, bf16* x, const b
       multiply_rows(normed, width, m[KEY], projected + heads * size, whole, all, laid);
       multiply_rows(normed, width, m[VALUE], projected + (heads + kv_heads) * size, whole, all, laid);
 #pragma omp barrier
-#pragma omp for schedule(dynamic, 1) collapse(2)
+#pragma omp for schedule(dynamic, turn) collapse(2)
       for (long b = 0; b < texts; b++)
         for (long h = 0; h < kv_heads; h++) {
           const long place = b * by_text + h * by_head;
