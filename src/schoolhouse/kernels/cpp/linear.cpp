@@ -188,7 +188,7 @@ WITH_TILES void tiled_product(const bf16* x, long x_stride, const Weight* weight
           const bool copied = i >= whole;
           const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
           block<S>(copied ? scratch : x + i * x_stride, copied ? k : x_stride, count, panels, own, k,
-                   y + i * y_stride + j, y_stride, n - j, m * n > 2 * CACHED, leaving, sums[turn++ % 2]);
+                   y + i * y_stride + j, y_stride, n - j, m * n > 4 * CACHED, leaving, sums[turn++ % 2]);
         }
       }
   leaving.finish();

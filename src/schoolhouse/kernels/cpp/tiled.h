@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr long BLOCK_ROWS = 2 * TILE, LINES_A_STEP = 2 * TILE;  // of memory that a step's two tiles of weights fill
+constexpr long BLOCK_ROWS = 2 * TILE;
 
 struct alignas(64) Sums {
   float tile[4][TILE][TILE];  // rows 0-15 with columns 0-15 and 16-31, then rows 16-31
