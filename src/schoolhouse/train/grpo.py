@@ -77,7 +77,7 @@ class Config(StageConfig):
     clip_high: float = Field(default=0.28, gt=0)
     kl: float = Field(default=0.0, ge=0)  # weight of the distance to the model that the stage starts from
     learn_truncated: bool = False  # learn from replies that were cut off, too
-    part_tokens: int = Field(default=1024, ge=64)  # computed at once; sets the memory of the activations
+    part_tokens: int = Field(default=2304, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
 
 
