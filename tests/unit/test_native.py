@@ -74,7 +74,19 @@ def test_a_row_of_a_product_does_not_hang_on_how_many_there_are(bits):
     for rows in (2, 4, 5, 13, 33, 40):
         with rounded_as(1):
             assert torch.equal(packed.product(x[:rows]), alone[:rows])
-    assert bits != 16 or torch.equal(packed.product(x), alone), "of bf16 without asking for it"
+    assert bits == 4 or torch.equal(packed.product(x), alone), "without groups it is so without asking for it"
+
+
+@needs_kernels
+def test_a_row_that_is_no_number_or_nothing_stays_so(level):
+    codes = torch.randint(-127, 128, (40, 96), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
+    packed = PackedCodes(codes, draw(40, 1, seed=2))
+    x = draw(6, 96)
+    x[1], x[2, 5], x[3, 7], x[4] = 0, float("nan"), float("inf"), 1e-35
+    got = packed.product(x)
+    assert got[2:4].isnan().all()
+    assert not got[[1, 4]].any()
+    assert torch.equal(got[[0, 5]], packed.product(x[[0, 5]]))
 
 
 @needs_kernels
@@ -188,8 +200,10 @@ def test_what_cannot_be_packed_is_known():
     assert not can_pack(torch.zeros(4, 7, dtype=torch.bfloat16))
     assert not can_pack(torch.zeros(4, 8, dtype=torch.bfloat16, device="meta"))
     assert can_pack(torch.zeros(4, 8, dtype=torch.bfloat16)) is (native.library() is not None)
-    assert can_pack_codes(torch.zeros(4, 8, dtype=torch.int8)) is (native.library() is not None)
-    assert not can_pack_codes(torch.zeros(4, 7, dtype=torch.int8))
+    codes, scales = torch.zeros(4, 8, dtype=torch.int8), torch.ones(4, 1)
+    assert can_pack_codes(codes, scales.bfloat16()) is (native.library() is not None)
+    assert not can_pack_codes(torch.zeros(4, 7, dtype=torch.int8), scales.bfloat16())
+    assert not can_pack_codes(codes, scales)
 
 
 @needs_kernels
@@ -360,8 +374,8 @@ def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, kern
 
 HASWELL = {"sse4_2", "avx", "avx2", "fma", "f16c"}
 SKYLAKE = HASWELL | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}  # no dot products of bf16
-COOPER_LAKE = SKYLAKE | {"avx512_bf16"}
-SAPPHIRE_RAPIDS = COOPER_LAKE | {"amx_tile", "amx_bf16"}
+COOPER_LAKE = SKYLAKE | {"avx512_bf16", "avx512_vnni"}
+SAPPHIRE_RAPIDS = COOPER_LAKE | {"amx_tile", "amx_bf16", "amx_int8"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from schoolhouse.infer.cache import SlotCache
 from schoolhouse.kernels.native import library, takes
-from schoolhouse.kernels.packed_weight import ROWS, Matrix
+from schoolhouse.kernels.packed_weight import FILL, Matrix, room
 from schoolhouse.model.attention import Attention
 from schoolhouse.model.config import FULL, ModelConfig
 from schoolhouse.model.layers import GatedFeedForward, Linear, RMSNorm
@@ -68,8 +68,8 @@ class FusedLayers:
         heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         inner, width = config.intermediate_size, config.hidden_size
         whole = (heads + 2 * kv_heads) * size
-        row = width + max(whole, width) + heads * size + 2 * inner + max(width, inner, heads * size)
-        scratch = torch.empty(max(texts * tokens, ROWS) * row, dtype=x.dtype)
+        rows, row = max(texts * tokens, FILL), width + max(whole, width) + heads * size + 2 * inner
+        scratch = torch.empty(rows * row + room(rows, max(width, inner, heads * size)), dtype=x.dtype)
         scale = _layers(self._model)[0].self_attn.scoring.scale
         native.decode_layers(
             self._words.data_ptr(), len(self._words), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),

@@ -29,8 +29,7 @@ LEVEL = "SCHOOLHOUSE_KERNELS"
 _ARGUMENTS = {
     "choose_as": "l",
     "pack_weight": "plllp",
-    "pack_codes": "plllp",
-    "pack_nibbles": "plllp",
+    "pack_codes": "pllllp",
     "linear": "plppllpllllp",
     "decode_layers": "plppppplllllllffp",
     "attend_one": "pplllplllppplllllff",
@@ -59,8 +58,8 @@ _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 _LEVELS = ("plain", "avx2", "avx512", "amx")
 _NEEDED = {
     "avx2": {"avx2", "fma"},
-    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
-    "amx": {"amx_tile", "amx_bf16"},
+    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"},
+    "amx": {"amx_tile", "amx_bf16", "amx_int8"},
 }
 """What a processor has to have for a level, beside what the levels below it need."""
 _HALVED = ("-DBY_AVX2", "-mavx2", "-mfma")

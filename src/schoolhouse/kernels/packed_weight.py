@@ -6,7 +6,7 @@ product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from schoolhouse.kernels.native import library
 from schoolhouse.kernels.products import linear_in_training
 
-FILL = 32  # columns come in such groups
-ROWS = 32  # the least that the product wants room for
+FILL = 32  # columns come in such groups, and rows that the product wants room for
+STEP = 64  # codes along a row come in such groups
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -26,9 +26,14 @@ def can_pack(weight: Tensor) -> bool:
     return fits and not weight.is_inference() and library() is not None
 
 
-def can_pack_codes(codes: Tensor) -> bool:
-    """True for int8 codes that the C++ product takes: on the CPU, rows of an even length end to end."""
-    return _fits(codes) and library() is not None
+def can_pack_codes(codes: Tensor, scales: Tensor) -> bool:
+    """True for int8 codes that the C++ product takes: on the CPU, rows end to end, scales in bf16."""
+    return _fits(codes) and scales.dtype == torch.bfloat16 and library() is not None
+
+
+def room(rows: int, inner: int) -> int:
+    """Numbers of 16 bits that a product of so many rows wants to lay out what it reads."""
+    return _filled(rows, FILL) * (2 * inner + 128)
 
 
 def _fits(weight: Tensor) -> bool:
@@ -36,21 +41,14 @@ def _fits(weight: Tensor) -> bool:
 
 
 class Matrix:
-    """A matrix (N, K) of 16, 8 or 4 bits as the C++ reads it: N filled up to a multiple of `FILL`."""
+    """A matrix (N, K) as the C++ reads it, N filled up to a multiple of `FILL`; `words` says where it lies."""
 
-    def __init__(self, weight: Tensor, bits: int, scales: Tensor | None = None) -> None:
-        native, (self._columns, self._inner) = library(), weight.shape
-        assert native is not None, "can_pack says whether there are kernels"
-        filled = -(-self._columns // FILL) * FILL
-        self._packed = torch.empty(filled, self._inner * bits // 8, dtype=torch.int8)
-        pack = {16: native.pack_weight, 8: native.pack_codes, 4: native.pack_nibbles}[bits]
-        pack(weight.data_ptr(), weight.stride(0), self._columns, self._inner, self._packed.data_ptr())
-        self._scales, group = None, self._inner
-        if scales is not None:
-            group //= scales.shape[1]
-            self._scales = F.pad(scales.float(), (0, 0, 0, filled - self._columns)).t().contiguous()  # (K / group, N)
-        address = 0 if self._scales is None else self._scales.data_ptr()
-        self.words = (self._packed.data_ptr(), address, group, self._columns, self._inner, bits)
+    def __init__(self, shape: Sequence[int], packed: Tensor, bits: int, scales: Tensor | None = None) -> None:
+        self._columns, self._inner = shape
+        self._packed, self._scales = packed, scales  # they own the memory that the words point to
+        group = self._inner if scales is None else self._inner // scales.shape[1]
+        address = 0 if scales is None else scales.data_ptr()
+        self.words = (packed.data_ptr(), address, group, self._columns, self._inner, bits)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,7 +62,7 @@ class Matrix:
         rows = x.reshape(-1, inner)
         rows = rows if rows.stride(-1) == 1 else rows.contiguous()
         count = len(rows)
-        out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(max(count, ROWS) * inner, dtype=x.dtype)
+        out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(room(count, inner), dtype=x.dtype)
         if count:
             weight, scales, group, _, _, bits = self.words
             native.linear(
@@ -81,8 +79,12 @@ class PackedWeight(Matrix):
     """
 
     def __init__(self, weight: Tensor) -> None:
+        native, (columns, inner) = library(), weight.shape
+        assert native is not None, "can_pack says whether there are kernels"
         self._weight, self._version = weight.detach(), weight._version
-        super().__init__(self._weight, 16)
+        packed = torch.empty(_filled(columns, FILL), inner, dtype=torch.bfloat16)
+        native.pack_weight(weight.data_ptr(), weight.stride(0), columns, inner, packed.data_ptr())
+        super().__init__(weight.shape, packed, 16)
 
     def is_of(self, weight: Tensor) -> bool:
         """True while the matrix has neither moved nor been written to since it was packed."""
@@ -92,11 +94,23 @@ class PackedWeight(Matrix):
 class PackedCodes(Matrix):
     """Codes (N, K) of 8 or 4 bits with scales (N, K / group) of groups along K: x meets codes times scales.
 
-    Codes come as int8, those of 4 bits in -8..7.
+    Codes come as int8, those of 4 bits in -8..7. A row of x takes part as whole numbers of 16 bits,
+    its largest one as 32639 or -32639.
+    `torch.nn.functional.linear` with codes times scales is the product's twin.
     """
 
     def __init__(self, codes: Tensor, scales: Tensor, bits: int = 8) -> None:
-        super().__init__(codes, bits, scales)
+        native, (columns, inner), groups = library(), codes.shape, scales.shape[1]
+        assert native is not None, "can_pack_codes says whether there are kernels"
+        filled = _filled(columns, FILL)
+        packed = torch.empty(filled, _filled(inner, STEP) * bits // 8, dtype=torch.int8)
+        native.pack_codes(codes.data_ptr(), codes.stride(0), columns, inner, bits, packed.data_ptr())
+        each = F.pad(scales, (0, 0, 0, filled - columns)).view(-1, FILL, groups).transpose(1, 2)
+        super().__init__(codes.shape, packed, bits, each.contiguous())  # scales of `FILL` columns together
+
+
+def _filled(count: int, to: int) -> int:
+    return -(-count // to) * to
 
 
 @contextmanager

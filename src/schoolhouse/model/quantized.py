@@ -87,7 +87,7 @@ class Coded(nn.Module):
                 "quantize again, or run this model under torch.inference_mode()."
             )
         is_bf16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        if is_bf16_on_cpu and self._packed is None and can_pack_codes(self.weight):
+        if is_bf16_on_cpu and self._packed is None and can_pack_codes(self.weight, self.weight_scale):
             self._packed = PackedCodes(self.codes(), self.weight_scale, self.scheme.bits)
         if is_bf16_on_cpu and self._packed is not None:
             product = self._packed.product(x)

@@ -29,7 +29,7 @@ struct Layer {
     keys = (bf16*)words[2], values = (bf16*)words[3];
     for (long i = 0; i < MATRICES; i++) {
       const int64_t* w = words + FIRST + i * WORDS;
-      matrix[i] = {(const void*)w[0], (const float*)w[1], (long)w[2], (long)w[3], (long)w[4], (long)w[5]};
+      matrix[i] = {(const void*)w[0], (const void*)w[1], (long)w[2], (long)w[3], (long)w[4], (long)w[5]};
     }
   }
 };

@@ -59,6 +59,12 @@ inline __m256 add_products(__m256 sum, __m256i a, __m256i b) {
   return _mm256_fmadd_ps(seconds(a), seconds(b), _mm256_fmadd_ps(firsts(a), firsts(b), sum));
 }
 
+inline __m256i add_bytes(__m256i sum, __m256i unsigned_bytes, __m256i bytes) {  // by 16 bits, which hold every product
+  const __m256i even = _mm256_and_si256(unsigned_bytes, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(unsigned_bytes, 8);
+  const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), high = _mm256_srai_epi16(bytes, 8);
+  return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(even, low), _mm256_madd_epi16(odd, high)));
+}
+
 inline __m256 times_power(__m256 x, __m256 n) {  // x * 2^n for whole n from -126 to 127
   const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)));
@@ -162,6 +168,7 @@ inline __mmask16 compared(Floats a, Floats b) {
 #define _mm512_or_si512 halves_or
 #define _mm512_and_si512 halves_and
 #define _mm512_xor_si512 halves_xor
+#define _mm512_sub_epi32 halves_sub32
 #define _mm512_unpacklo_epi32 halves_unpacklo32
 #define _mm512_unpackhi_epi32 halves_unpackhi32
 #define _mm512_unpacklo_epi64 halves_unpacklo64
@@ -177,6 +184,7 @@ BY_HALVES(halves_unpackhi, Floats, _mm256_unpackhi_ps)
 BY_HALVES(halves_or, Words, _mm256_or_si256)
 BY_HALVES(halves_and, Words, _mm256_and_si256)
 BY_HALVES(halves_xor, Words, _mm256_xor_si256)
+BY_HALVES(halves_sub32, Words, _mm256_sub_epi32)
 BY_HALVES(halves_unpacklo32, Words, _mm256_unpacklo_epi32)
 BY_HALVES(halves_unpackhi32, Words, _mm256_unpackhi_epi32)
 BY_HALVES(halves_unpacklo64, Words, _mm256_unpacklo_epi64)
@@ -218,6 +226,7 @@ THREE_BY_HALVES(halves_fnmadd, _mm256_fnmadd_ps)
 #define _mm512_cvtneps_pbh to_bf16
 #define _mm512_cvtne2ps_pbh halves_two_to_bf16
 #define _mm512_dpbf16_ps halves_dot
+#define _mm512_dpbusd_epi32 halves_dot_bytes
 #define _mm512_reduce_add_ps halves_sum
 #define _mm512_reduce_max_ps halves_highest
 #define _mm512_cmp_ps_mask(a, b, how) compared<how>(a, b)
@@ -262,6 +271,9 @@ inline Floats halves_number(Words x) { return {_mm256_cvtepi32_ps(x.low), _mm256
 inline Words halves_two_to_bf16(Floats high, Floats low) { return {to_bf16(low), to_bf16(high)}; }
 inline Floats halves_dot(Floats sum, Words a, Words b) {
   return {add_products(sum.low, a.low, b.low), add_products(sum.high, a.high, b.high)};
+}
+inline Words halves_dot_bytes(Words sum, Words a, Words b) {
+  return {add_bytes(sum.low, a.low, b.low), add_bytes(sum.high, a.high, b.high)};
 }
 inline float halves_sum(Floats x) { return joined(_mm256_add_ps(x.low, x.high), sum_of); }
 inline float halves_highest(Floats x) { return joined(_mm256_max_ps(x.low, x.high), higher_of); }

@@ -4,13 +4,18 @@
 
 #include "lanes.h"
 
-// (n, k) of 16 (bf16), 8 or 4 bits; codes with scales of groups along k.
+// (n, k) of 16 (bf16), 8 or 4 bits; codes with scales of groups along k in bf16, of 32 columns together.
 struct Matrix {
-  const void* weight;
-  const float* scales;
+  const void *weight, *scales;
   long group, n, k, bits;
 };
 
-// y (m, n) = x (m, k) times the transpose of a matrix. No thread waits for the others at the end. scratch: m * k numbers,
-// and not below 32 * k.
+// y (m, n) = x (m, k) times the transpose of a matrix. No thread waits for the others at the end. scratch: room for m
+// rows, filled up to 32, of 2 * k + 128 numbers.
 void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch);
+
+// The same with codes.
+void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch);
+
+// How many rows a product of so many chooses its way by: see `choose_as`.
+long rows_like(long m);

@@ -96,26 +96,4 @@ WITH_TILES inline void multiply(long rows_of_tiles, const bf16* rows, long strid
   multiply<1>(rows, stride, left, right, steps, before, out);
 }
 
-// Adds sums times the scales of their columns.
-WITH_BF16 inline void add_scaled(Sums& total, const Sums& sums, const float* scales, long rows) {
-  const __m512 left = _mm512_loadu_ps(scales), right = _mm512_loadu_ps(scales + PANEL);
-  for (long i = 0; i < rows; i++) {
-    const long t = i / TILE * 2, r = i % TILE;
-    float *a = total.tile[t][r], *b = total.tile[t + 1][r];
-    _mm512_store_ps(a, _mm512_fmadd_ps(_mm512_load_ps(sums.tile[t][r]), left, _mm512_load_ps(a)));
-    _mm512_store_ps(b, _mm512_fmadd_ps(_mm512_load_ps(sums.tile[t + 1][r]), right, _mm512_load_ps(b)));
-  }
-}
-
-// Codes of two panels of k numbers a column, widened: one panel behind the other, as tiles want them.
-template <class Code>
-WITH_BF16 inline void widen_panels(const Code* codes, long k, bf16* out) {
-  for (long j = 0; j < k; j++)  // two panels of k / 2 pairs
-    _mm512_store_si512((__m512i*)(out + j * 2 * PANEL), (__m512i)pairs_of(beyond(codes, j * 2 * PANEL)));
-}
-
-inline const bf16* widened(const bf16* weight, long, bf16*) { return weight; }
-inline const bf16* widened(const int8_t* codes, long k, bf16* room) { return widen_panels(codes, k, room), room; }
-inline const bf16* widened(const Nibbles* codes, long k, bf16* room) { return widen_panels(codes, k, room), room; }
-
 }  // namespace
