@@ -6,8 +6,7 @@ product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -111,20 +110,6 @@ class PackedCodes(Matrix):
 
 def _filled(count: int, to: int) -> int:
     return -(-count // to) * to
-
-
-@contextmanager
-def rounded_as(rows: int) -> Iterator[None]:
-    """Within, products sum in the order in which they would sum for so many rows, however many they have."""
-    native = library()
-    if native is None:
-        yield
-        return
-    native.choose_as(rows)
-    try:
-        yield
-    finally:
-        native.choose_as(0)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:

@@ -2,18 +2,18 @@
 //
 // A row becomes whole numbers of 16 bits, its largest +-32639, each as two of 8 bits: 256 * high + low. Codes times either
 // are summed exactly by the instructions for bytes, AVX-512's dot products or AMX's tiles, so that a row's result has the
-// same bits by either and for any number of rows; codes of a whole row are read as they lie. The rounding of a row, half of
-// 1/32639 of its largest number, is far below that of the result to bf16. Codes lie in panels of 16 columns, four neighbours
-// along k side by side, 128 or 8 added to each, for the instructions want one side without signs; what is added comes off
-// again by the sum of the row's numbers. Many rows over codes with a scale for each group go by tiles of bf16 instead, codes
-// times scales rounded to it: scaling every group's sums would take longer than the products.
+// same bits by either and for any number of rows. The rounding of a row, half of 1/32639 of its largest number, is far below
+// that of the result to bf16. Codes lie in panels of 16 columns, four neighbours along k side by side, 128 or 8 added to
+// each, for the dot products want one side without signs; what was added comes off again by the sum of the row's numbers.
 // Source: the split of a number into two bytes is long multiplication; dynamic scales a row as in arXiv 2206.01861, section 4.
 
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 
-#include "panels.h"
+#include "matrix.h"
+#include "packed.h"
+#include "tiles.h"
 
 #ifdef BY_AVX2
 #define WITH_BYTES
@@ -32,17 +32,15 @@ constexpr long LINE = 64, AHEAD = 16 * LINE;  // bytes that memory hands over at
 constexpr float LARGEST = 32639;              // 127 * 256 + 127: both halves fit a signed byte
 constexpr float TINY = 1e-30f;                // rows without a larger number count as 0
 constexpr long ROWS = HALVED ? 2 : 6;
-constexpr long FEW = 4;         // rows that each thread makes whole numbers of by itself: waiting costs more
-constexpr long TILED = 5;       // rows from which tiles are faster
-constexpr long TILED_GROUPS = 12;  // the same where codes are widened and scaled for them first
-constexpr long TASK = 128;      // columns that a thread takes at once, at most
+constexpr long FEW = 4;     // rows that each thread makes whole numbers of by itself, and that are no work for tiles
+constexpr long TASK = 128;  // columns that a thread takes at once, at most
 
 // How a matrix's codes and a row's whole numbers lie.
 struct Layout {
   long k, filled, group, groups, row_bytes;
   int bits;
 
-  explicit Layout(const Matrix& w)
+  explicit Layout(const Matrix& w)  // a group of less than all of k is a multiple of 8
       : k(w.k), filled(up(w.k, STEP) * STEP), group(w.group), groups(w.k / w.group),
         row_bytes(up(2 * filled + 4 + 8 * groups, LINE) * LINE), bits((int)w.bits) {}
   long panel_bytes() const { return filled * PANEL * bits / 8; }
@@ -257,40 +255,83 @@ WITH_BYTE_TILES void by_byte_tiles(const int8_t* whole, const Matrix& w, const L
   close_tiles();
 }
 
-// A line of codes, 4 neighbours of 16 columns as bytes, times scales: two lines of pairs in bf16. moved: -added * scales.
-WITH_BYTES inline void scale_quad(__m512i line, __m512 scales, __m512 moved, __m512i order, bf16* out) {
-  const __m512i byte = _mm512_set1_epi32(0xff);
-  __m512 x[QUAD];
-  x[0] = _mm512_cvtepi32_ps(_mm512_and_si512(line, byte));
-  x[1] = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(line, 8), byte));
-  x[2] = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(line, 16), byte));
-  x[3] = _mm512_cvtepi32_ps(_mm512_srli_epi32(line, 24));
-  for (int i = 0; i < 4; i++) x[i] = _mm512_fmadd_ps(x[i], scales, moved);
-  const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]), then = (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]);
-  _mm512_store_si512((__m512i*)out, _mm512_permutexvar_epi16(order, first));
-  _mm512_store_si512((__m512i*)(out + DEEP), _mm512_permutexvar_epi16(order, then));
-}
-
-// Two panels of codes times scales, rounded to bf16, as tiles of bf16 want them: one panel behind the other.
-template <int BITS>
-WITH_BYTES void scaled_panels(const uint8_t* codes, const bf16* scales, const Layout& l, bf16* out) {
-  alignas(64) uint16_t places[32];
-  for (int i = 0; i < 32; i++) places[i] = i / 2 + i % 2 * 16;
-  const __m512i order = _mm512_load_si512(places), lower = _mm512_set1_epi32(0x0f0f0f0f);
-  const __m512 added = _mm512_set1_ps(-(1 << (BITS - 1)));
-  for (long p = 0; p < 2; p++, codes += l.panel_bytes(), scales += PANEL, out += l.k * PANEL)
-    for (long g = 0; g < l.groups; g++) {
-      const __m512 own = widen(scales + g * COLUMNS), moved = _mm512_mul_ps(own, added);
-      for (long j = g * l.group; j < (g + 1) * l.group; j += QUAD * 8 / BITS) {
-        const __m512i line = _mm512_loadu_si512(codes + j * PANEL * BITS / 8);
-        if (BITS == 8) {
-          scale_quad(line, own, moved, order, out + j * PANEL);
-        } else {
-          scale_quad(_mm512_and_si512(line, lower), own, moved, order, out + j * PANEL);
-          scale_quad(_mm512_and_si512(_mm512_srli_epi32(line, 4), lower), own, moved, order, out + (j + QUAD) * PANEL);
-        }
+// Two panels of codes with their signs, one behind the other: bytes, four neighbours of 16 columns a line.
+WITH_BYTES void signed_panels(const uint8_t* codes, const Layout& l, int8_t* out) {
+  const __m512i lower = _mm512_set1_epi32(0x0f0f0f0f), sign = _mm512_set1_epi32(0x80808080);
+  const auto without_8 = [&](__m512i x) WITH_BYTES { return _mm512_sub_epi8(x, _mm512_set1_epi32(0x08080808)); };
+  for (long p = 0; p < 2; p++, codes += l.panel_bytes(), out += l.filled * PANEL)
+    for (long j = 0; j < l.panel_bytes(); j += LINE) {
+      const __m512i line = _mm512_loadu_si512(codes + j);
+      if (l.bits == 8) {
+        _mm512_store_si512((__m512i*)(out + j), _mm512_xor_si512(line, sign));
+      } else {
+        _mm512_store_si512((__m512i*)(out + 2 * j), without_8(_mm512_and_si512(line, lower)));
+        _mm512_store_si512((__m512i*)(out + 2 * j + LINE), without_8(_mm512_and_si512(_mm512_srli_epi32(line, 4), lower)));
       }
     }
+}
+
+// Tiles for sums over `deep` neighbours: 0 and 1 take sums, 2 and 3 rows, 4 codes.
+WITH_BYTE_TILES void open_byte_tiles(long deep) {
+  TileShapes shapes;
+  shapes.bytes[2] = shapes.bytes[3] = (uint16_t)deep;
+  shapes.rows[4] = (uint8_t)(deep / QUAD);
+  __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+}
+
+// 16 rows times 16 columns of codes with a scale for each group; y: `count` of the rows.
+WITH_BYTE_TILES void grouped_block(const int8_t* whole, const Layout& l, long deep, const int8_t* panel, const bf16* scales,
+                                   bf16* y, long stride, long count, long columns) {
+  alignas(64) int32_t sums[2][2][TILE][TILE];
+  const __m512 byte = _mm512_set1_ps(256.0f);
+  __m512 total[TILE];
+#pragma GCC unroll 16
+  for (long i = 0; i < TILE; i++) total[i] = _mm512_setzero_ps();
+  for (long g = 0; g < l.groups; g++) {
+    auto& own = sums[g % 2];
+    _tile_zero(0);
+    _tile_zero(1);
+    for (long j = g * l.group; j < (g + 1) * l.group; j += deep) {
+      _tile_loadd(4, panel + j * PANEL, LINE);
+      _tile_loadd(2, whole + j, l.row_bytes);
+      _tile_dpbssd(0, 2, 4);
+      _tile_loadd(3, whole + l.filled + j, l.row_bytes);
+      _tile_dpbssd(1, 3, 4);
+    }
+    _tile_stored(0, own[0], LINE);
+    _tile_stored(1, own[1], LINE);
+    const __m512 scale = widen(scales + g * COLUMNS);
+#pragma GCC unroll 16
+    for (long i = 0; i < TILE; i++) {
+      const __m512 high = _mm512_cvtepi32_ps(_mm512_load_si512(own[0][i])), low = _mm512_cvtepi32_ps(_mm512_load_si512(own[1][i]));
+      total[i] = _mm512_fmadd_ps(_mm512_fmadd_ps(high, byte, low), scale, total[i]);
+    }
+  }
+  alignas(64) float held[TILE][TILE];
+#pragma GCC unroll 16
+  for (long i = 0; i < TILE; i++) _mm512_store_ps(held[i], total[i]);
+  for (long i = 0; i < count; i++)
+    narrow(y + i * stride, _mm512_mul_ps(_mm512_load_ps(held[i]), _mm512_set1_ps(Row(whole + i * l.row_bytes, l).scale)),
+           inside(columns));
+}
+
+WITH_BYTE_TILES void by_grouped_tiles(const int8_t* whole, const Matrix& w, const Layout& l, bf16* y, long y_stride, long m) {
+  const long task = task_columns(w.n), chunks = up(m * l.row_bytes, 2 * CACHED), chunk = up(up(m, chunks), TILE) * TILE;
+  const long deep = l.group < STEP ? l.group : STEP;
+  open_byte_tiles(deep);
+  int8_t* room = (int8_t*)aligned_alloc(LINE, COLUMNS * l.filled);
+#pragma omp for schedule(dynamic, 1) collapse(2) nowait
+  for (long c = 0; c < m; c += chunk)
+    for (long g = 0; g < w.n; g += task)
+      for (long j = g; j < w.n && j < g + task; j += COLUMNS) {
+        signed_panels(codes_at(w, l, j), l, room);
+        for (long p = j; p < w.n && p < j + COLUMNS; p += PANEL)
+          for (long i = c; i < m && i < c + chunk; i += TILE)
+            grouped_block(whole + i * l.row_bytes, l, deep, room + (p - j) * l.filled, scales_at(w, l, j) + p - j,
+                          y + i * y_stride + p, y_stride, m - i < TILE ? m - i : TILE, w.n - p);
+      }
+  free(room);
+  close_tiles();
 }
 
 template <int BITS>
@@ -313,21 +354,14 @@ void by_dot_products(const bf16* x, long x_stride, const int8_t* shared, const M
 
 void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch) {
   const Layout l(w);
-  const bool groups = l.groups > 1 || w.bits == 4;
-  if (tiles_allowed && rows_like(m) >= TILED_GROUPS && groups && w.k % DEEP == 0) {
-    const auto panels = [&](long j, bf16* room) {
-      if (w.bits == 8) scaled_panels<8>(codes_at(w, l, j), scales_at(w, l, j), l, room);
-      else scaled_panels<4>(codes_at(w, l, j), scales_at(w, l, j), l, room);
-      return (const bf16*)room;
-    };
-    return by_panels(x, x_stride, panels, true, y, y_stride, m, w.n, w.k, scratch);
-  }
   int8_t* whole = (int8_t*)(((uintptr_t)scratch + LINE - 1) / LINE * LINE);
   if (m > FEW) {
 #pragma omp for schedule(static)
     for (long i = 0; i < m; i++) make_whole(x + i * x_stride, l, whole + i * l.row_bytes);
   }
-  if (tiles_allowed && m >= TILED && !groups) return by_byte_tiles(whole, w, l, y, y_stride, m);
+  const bool tiles = tiles_allowed && m > FEW;
+  if (tiles && l.groups == 1 && w.bits == 8) return by_byte_tiles(whole, w, l, y, y_stride, m);
+  if (tiles && l.group % DEEP == 0) return by_grouped_tiles(whole, w, l, y, y_stride, m);
   if (w.bits == 8) return by_dot_products<8>(x, x_stride, whole, w, l, y, y_stride, m);
   by_dot_products<4>(x, x_stride, whole, w, l, y, y_stride, m);
 }
