@@ -2,7 +2,7 @@
 
     python bench/growth.py [--only context texts experts] [--rounds 5] [--json bench/results/growth.json]
 
-Random weights in bf16: SmolLM2-135M's shape (grouped queries), and the preset micro (latents and experts) with a context
+Random weights in bf16: SmolLM2-135M's shape (grouped queries), and the preset micro (latents, experts) with a context
 as long. Arithmetic counts the bytes that must be read (weights in use, what is remembered of each text; in training
 gradients and the optimizer's numbers, too) and the operations, and takes each at what this machine does with them in
 plain torch in the same run: reading a large tensor, multiplying large matrices. A curve's first point gives its

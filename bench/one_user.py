@@ -4,10 +4,10 @@
 
 FOLDER is a checkpoint, PYTHON the interpreter of an environment that has llama-cpp-python, built for this processor:
 docs/speed.md says how. Both sides round the same weights themselves, ours by `compress.quantize`, the other's as GGUF
-blocks; embedding and head too, in as many bits. A prompt of 128 random ids and 96 new tokens, greedy, no stop. Reading
-the prompt and the tokens behind the first are timed apart. llama.cpp is called by its C functions, without a server or
-sampler; its fused attention is tried on and off, and the faster one counts. `same` is how many of the first 16
-tokens are the same: with other roundings, they needn't be.
+blocks; embedding and head too, in as many bits. 128 tokens of the text of the licence are read and 96 new ones said,
+greedily, without a stop; reading and the tokens behind the first are timed apart. llama.cpp is called by its C
+functions, without a server or a sampler; its fused attention is tried on and off, and the faster one counts. `same` is
+how many of the first 16 tokens are the same, which other roundings of the same weights need not leave so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sides import Answer, Side, keep, machine, over, prompts, serve, sides_of, turns
+from sides import Answer, Side, keep, machine, over, serve, sides_of, turns
 
 PROMPT, NEW, CHECKED, THREADS = 128, 96, 16, 2
 OURS, LLAMA, FUSED = "ours", "llama.cpp", "llama.cpp, fused attention"
@@ -46,8 +46,8 @@ def our_side(folder: str) -> None:
     engine = Engine(load_model(Path(folder), torch.bfloat16), 1)
     greedy = Sampling(max_new_tokens=NEW, temperature=0.0)
 
-    def say(number: int) -> Answer:
-        (ids,) = prompts(1, PROMPT, number)
+    def say(number: int, prompts: list[list[int]]) -> Answer:
+        ids = prompts[number % len(prompts)]
         started = time.perf_counter()
         engine.submit(ids, greedy)
         said = [token.id for token in engine.step()]  # the prompt's, and the one behind it
@@ -83,9 +83,9 @@ def llama_side(file: str, fused: bool) -> None:
         logits = llama_cpp.llama_get_logits_ith(context, -1)
         return int(numpy.ctypeslib.as_array(logits, (words,)).argmax())
 
-    def say(number: int) -> Answer:
+    def say(number: int, prompts: list[list[int]]) -> Answer:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        (ids,) = prompts(1, PROMPT, number)
+        ids = prompts[number % len(prompts)]
         started = time.perf_counter()
         said = [next_token(ids)]
         first = time.perf_counter()
@@ -98,8 +98,8 @@ def llama_side(file: str, fused: bool) -> None:
     serve(say, llama_cpp_python=llama_cpp.__version__, system=system)
 
 
-def rounded(folder: Path, name: str, scratch: Path) -> tuple[Path, Path]:
-    """The checkpoint in codes, and as a GGUF file of blocks."""
+def rounded(folder: Path, name: str, scratch: Path) -> tuple[dict[str, Path], dict[str, Answer]]:
+    """The checkpoint in codes, and as a GGUF file of blocks: where each lies, its bytes and what rounding changed."""
     from schoolhouse.compress.quantize import quantize_folder
     from schoolhouse.core.run import Run
     from schoolhouse.model import gguf_out
@@ -110,38 +110,48 @@ def rounded(folder: Path, name: str, scratch: Path) -> tuple[Path, Path]:
     layers, ends, kind = FORMATS[name]
     codes, file = scratch / "codes", scratch / "model.gguf"
     schemes = [scheme_for(bits, 32 if bits == "int4" else None) for bits in (layers, ends)]
-    quantize_folder(folder, codes, Run.for_tests(scratch), *schemes)
+    coded = quantize_folder(folder, codes, Run.for_tests(scratch), *schemes)
     kept = gguf_out._ENDS
     try:
         gguf_out._ENDS = kept if layers != ends else ()  # type: ignore[assignment]
-        gguf_out.write_gguf(folder, file, kind, to_gguf(folder, load_config(folder).vocab_size))
+        blocks = gguf_out.write_gguf(folder, file, kind, to_gguf(folder, load_config(folder).vocab_size))
     finally:
         gguf_out._ENDS = kept
-    return codes, file
+    facts = {
+        OURS: {"weight_bytes": coded["weight_bytes"], "rounding_error": coded["relative_error"]},
+        LLAMA: {"weight_bytes": blocks["file_bytes"], "rounding_error": blocks["relative_error"]},
+    }
+    return {OURS: codes, LLAMA: file}, facts
+
+
+def pieces(folder: Path) -> list[list[int]]:
+    """Prompts of as many tokens, out of the text of the licence."""
+    from schoolhouse.text.tokenizer import Tokenizer
+
+    ids = Tokenizer.load(folder).encode(Path(__file__).parents[1].joinpath("LICENSE").read_text(encoding="utf-8"))
+    return [ids[at : at + PROMPT] for at in range(0, 8 * PROMPT, PROMPT)]
 
 
 def measure(name: str, folder: Path, llama: str, rounds: int) -> Answer:
     """One format: both sides' speeds, and ours over theirs."""
     with tempfile.TemporaryDirectory() as scratch:
-        codes, file = rounded(folder, name, Path(scratch))
+        places, facts = rounded(folder, name, Path(scratch))
         made = {
-            OURS: lambda: Side(sys.executable, __file__, str(codes), "--side", "ours"),
-            LLAMA: lambda: Side(llama, __file__, str(file), "--side", "llama"),
-            FUSED: lambda: Side(llama, __file__, str(file), "--side", "fused"),
+            OURS: lambda: Side(sys.executable, __file__, str(places[OURS]), "--side", "ours"),
+            LLAMA: lambda: Side(llama, __file__, str(places[LLAMA]), "--side", "llama"),
+            FUSED: lambda: Side(llama, __file__, str(places[LLAMA]), "--side", "fused"),
         }
-        weights = {"ours": sum(p.stat().st_size for p in codes.glob("*.safetensors")), "llama.cpp": file.stat().st_size}
         with sides_of(made) as sides:
-            answers = turns(sides, rounds)
+            answers = turns(sides, rounds, prompts=pieces(folder))
             versions = {side: each.versions for side, each in sides.items()}
+    both = zip(answers[OURS], answers[LLAMA], strict=True)
     return {
         "layers": FORMATS[name][0],
         "ends": FORMATS[name][1],
-        "file_bytes": weights,
+        "weights": facts,
         "new_tokens": compared({side: [1 / a["step_s"] for a in given] for side, given in answers.items()}),
         "prompt": compared({side: [PROMPT / a["prompt_s"] for a in given] for side, given in answers.items()}),
-        "same": statistics.mean(
-            agreed(ours["said"], theirs["said"]) for ours, theirs in zip(answers[OURS], answers[LLAMA], strict=True)
-        ),
+        "same": statistics.mean(agreed(ours["said"], theirs["said"]) for ours, theirs in both),
         "versions": versions,
     }
 

@@ -51,9 +51,8 @@ class Side:
 
     def end(self) -> None:
         """Let it go."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes both pipes, and waits
+            pass
 
 
 def serve(answer: Callable[..., Answer], **versions: str) -> None:
