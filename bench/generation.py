@@ -11,38 +11,28 @@ no stop. A ratio is the median over the rounds. `same` is how many of a reply's 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import random
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from sides import Answer, Side, clock, keep, machine, over, prompts, serve, sides_of, turns
 
 PROMPT, NEW, CHECKED = 75, 96, 8
 TEXTS = (1, 8, 64, 128)
 OURS, PLAIN, OPENVINO = "our kernels", "plain torch", "OpenVINO GenAI"
 
 
-def prompts(texts: int, words: int = 40_000) -> list[list[int]]:
-    """The same ids for every side."""
-    rng = random.Random(texts)
-    return [[rng.randrange(1_000, words) for _ in range(PROMPT)] for _ in range(texts)]
+def answering(generate: Callable[[list[list[int]]], list[list[int]]]) -> Callable[..., Answer]:
+    """Seconds and the replies' first tokens, of so many texts; the same prompts every round."""
 
-
-def serve(generate: Callable[[list[list[int]]], list[list[int]]]) -> None:
-    """Answer each line "texts" of the input with one of seconds and the replies' first tokens."""
-    print("ready", flush=True)
-    for line in sys.stdin:
-        asked = prompts(int(line))
-        started = time.perf_counter()
-        replies = generate(asked)
-        took = time.perf_counter() - started
+    def answer(texts: int, number: int) -> Answer:
+        asked = prompts(texts, PROMPT)
+        seconds, replies = clock(lambda: generate(asked))
         assert all(len(reply) == NEW for reply in replies), [len(reply) for reply in replies]
-        print(json.dumps({"seconds": took, "first": [reply[:CHECKED] for reply in replies]}), flush=True)
+        return {"seconds": seconds, "first": [reply[:CHECKED] for reply in replies]}
+
+    return answer
 
 
 def our_side(folder: str) -> None:
@@ -52,6 +42,7 @@ def our_side(folder: str) -> None:
     from schoolhouse.core.runtime import Runtime
     from schoolhouse.infer.engine import Engine
     from schoolhouse.infer.sampler import Sampling
+    from schoolhouse.kernels.native import status
     from schoolhouse.model.weights import load_model
 
     Runtime.detect(MachineConfig(device="cpu"))
@@ -62,7 +53,7 @@ def our_side(folder: str) -> None:
         replies = engines[len(asked)].generate(asked, Sampling(max_new_tokens=NEW, temperature=0.0))
         return [reply.ids for (reply,) in replies]
 
-    serve(generate)
+    serve(answering(generate), torch=torch.__version__, kernels=status())
 
 
 def openvino_side(folder: str) -> None:
@@ -80,59 +71,19 @@ def openvino_side(folder: str) -> None:
         ids = [openvino.Tensor(numpy.array([row], dtype=numpy.int64)) for row in asked]
         return [list(result.m_generation_ids[0]) for result in pipe.generate(ids, [config] * len(ids))]
 
-    serve(generate)
+    serve(answering(generate), openvino=openvino_genai.__version__)
 
 
-class Side:
-    """A process that generates when it is asked to."""
-
-    def __init__(self, interpreter: str, kind: str, folder: str, **environment: str) -> None:
-        command = [interpreter, __file__, folder, "--side", kind]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
-        )
-        self._answer("ready")
-
-    def _answer(self, wanted: str) -> str:
-        """The next line that begins so: libraries print lines of their own."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(wanted):
-                return line
-        raise SystemExit(f"a side ended with {self._process.wait()}")
-
-    def generate(self, texts: int) -> dict[str, object]:
-        """One batch."""
-        assert self._process.stdin is not None
-        print(texts, file=self._process.stdin, flush=True)
-        answer: dict[str, object] = json.loads(self._answer("{"))
-        return answer
-
-    def end(self) -> None:
-        """Let it go."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def measure(sides: dict[str, Side], texts: int, rounds: int) -> dict[str, object]:
+def measure(sides: dict[str, Side], texts: int, rounds: int) -> Answer:
     """Tokens a second of each side, prompts' reading included, and of ours over the others'."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    first: dict[str, list[list[int]]] = {}
-    for number in range(rounds + 1):  # the first one warms up
-        for name, side in sides.items():
-            got = side.generate(texts)
-            if number:
-                seconds[name].append(got["seconds"])  # type: ignore[arg-type]
-            first[name] = got["first"]  # type: ignore[assignment]
+    answers = turns(sides, rounds, texts=texts)
+    speeds = {name: [texts * NEW / answer["seconds"] for answer in given] for name, given in answers.items()}
+    first = {name: given[-1]["first"] for name, given in answers.items()}
     others = [name for name in sides if name != OURS]
-    ratios = {n: [theirs / ours for ours, theirs in zip(seconds[OURS], seconds[n], strict=True)] for n in others}
     return {
         "texts": texts,
-        "tok_s": {name: texts * NEW / statistics.median(took) for name, took in seconds.items()},
-        "ours_over": {
-            name: {"median": statistics.median(r), "lowest": min(r), "highest": max(r)} for name, r in ratios.items()
-        },
+        "tok_s": {name: statistics.median(found) for name, found in speeds.items()},
+        "ours_over": {name: over(speeds[OURS], speeds[name]) for name in others},
         "same": {name: agreement(first[OURS], first[name]) for name in others},
     }
 
@@ -157,27 +108,24 @@ def main() -> None:
     if args.side:
         (our_side if args.side == "ours" else openvino_side)(args.folder)
         return
-    sides = {
-        OURS: Side(sys.executable, "ours", args.folder),
-        PLAIN: Side(sys.executable, "ours", args.folder, SCHOOLHOUSE_KERNELS="plain"),
-    }
+    keep(compared(args), args.json)
+
+
+def compared(args: argparse.Namespace) -> Answer:
+    def ours(**environment: str) -> Side:
+        return Side(sys.executable, __file__, args.folder, "--side", "ours", **environment)
+
+    made = {OURS: ours, PLAIN: lambda: ours(SCHOOLHOUSE_KERNELS="plain")}
     if args.openvino:
-        sides[OPENVINO] = Side(args.openvino[0], "openvino", args.openvino[1])
-    import torch
-    from int8 import processor
-
-    from schoolhouse.kernels.native import status
-
-    result = {
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "torch": torch.__version__, "kernels": status(), "prompt_tokens": PROMPT, "new_tokens": NEW,
-        "batches": [measure(sides, texts, args.rounds) for texts in TEXTS],
-    }  # fmt: skip
-    for side in sides.values():
-        side.end()
-    print(json.dumps(result, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        made[OPENVINO] = lambda: Side(args.openvino[0], __file__, args.openvino[1], "--side", "openvino")
+    with sides_of(made) as sides:
+        return {
+            "machine": machine(),
+            "versions": {name: side.versions for name, side in sides.items()},
+            "prompt_tokens": PROMPT,
+            "new_tokens": NEW,
+            "batches": [measure(sides, texts, args.rounds) for texts in TEXTS],
+        }
 
 
 if __name__ == "__main__":

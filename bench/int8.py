@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from sides import processor
 
 from schoolhouse.compress.quantize import quantize_folder
 from schoolhouse.core.config import MachineConfig
@@ -115,13 +115,6 @@ def closeness(models: dict[str, Transformer]) -> dict[str, float]:
     kl = (logp["bf16"].exp() * (logp["bf16"] - logp["int8"])).sum(-1)
     same = (logp["bf16"].argmax(-1) == logp["int8"].argmax(-1)).float().mean()
     return {"mean_kl_nats": float(kl.mean()), "same_first_choice": float(same)}
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":
