@@ -34,6 +34,7 @@ _ARGUMENTS = {
     "linear": "plppllpllllp",
     "decode_layers": "plppppplllllllffp",
     "attend_one": "pplllplllppplllllff",
+    "attend_one_codes": "ppppppppppllllllff",
     "weigh_words": "plppppll",
     "attend_texts": "pllpllpllplpplllllf",
     "attend_texts_back": "pllpllpllpllplppppplllllf",
@@ -59,7 +60,7 @@ _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 _LEVELS = ("plain", "avx2", "avx512", "amx")
 _NEEDED = {
     "avx2": {"avx2", "fma"},
-    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"},
     "amx": {"amx_tile", "amx_bf16"},
 }
 """What a processor has to have for a level, beside what the levels below it need."""

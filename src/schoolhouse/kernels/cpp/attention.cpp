@@ -31,25 +31,6 @@ WITH_BF16 inline __m512 sums_of(const __m512* x) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
 }
 
-// Scores to shares that add to one. The room behind the last score is filled up to 16.
-WITH_BF16 void softmax(float* scores, long count) {
-  __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-  for (long s = 0; s < count; s += LANES) {
-    const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
-    most = _mm512_mask_max_ps(most, inside, most, _mm512_loadu_ps(scores + s));
-  }
-  const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-  for (long s = 0; s < count; s += LANES) {
-    const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
-    const __m512 e = _mm512_maskz_mov_ps(inside, share_of(_mm512_sub_ps(_mm512_loadu_ps(scores + s), highest)));
-    total = _mm512_add_ps(total, e);
-    _mm512_storeu_ps(scores + s, e);
-  }
-  const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (long s = 0; s < count; s += LANES)
-    _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale));
-}
-
 // Asks for rows of 16-bit numbers before they are needed.
 inline void fetch(const bf16* rows, long stride, long count, long width) {
   for (long s = 0; s < count; s++)
