@@ -360,7 +360,7 @@ def test_where_there_are_none_plain_torch_does_it_and_says_why(monkeypatch, kern
 
 HASWELL = {"sse4_2", "avx", "avx2", "fma", "f16c"}
 SKYLAKE = HASWELL | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}  # no dot products of bf16
-COOPER_LAKE = SKYLAKE | {"avx512_bf16"}
+COOPER_LAKE = SKYLAKE | {"avx512_bf16", "avx512_vnni"}
 SAPPHIRE_RAPIDS = COOPER_LAKE | {"amx_tile", "amx_bf16"}
 
 

@@ -8,6 +8,7 @@
 #include "lanes.h"
 
 constexpr long TURNS_A_THREAD = 8;  // what is asked for early is then read by the thread that asked
+constexpr long AHEAD = 64;          // rows between what is read and what is asked for (docs/lab-log.md, 2026-11-27)
 
 // Memory for as many things as asked for, of which nothing is kept when it grows.
 template <class Thing>
@@ -32,6 +33,24 @@ class Held {
 struct Part {
   float factor;
   int highs, lows;  // -128 times the sums of their high and low bytes, for codes are taken as c + 128
+};
+
+// Rows that are read one after the other, and those that are read then; lengths in bytes.
+struct Road {
+  const void* rows;
+  long row, width, count;
+  const void* then;  // null: nothing
+  long then_row, then_width;
+
+  // Asks for what comes so far behind these rows. A few at a time keep memory busy; many at once would wait for one another.
+  void ask(long from, long to) const {
+    for (long s = from + AHEAD; s < to + AHEAD; s++) {
+      const bool own = s < count;
+      const char* place = own ? (const char*)rows + s * row : (const char*)then + (s - count) * then_row;
+      if (!own && !then) return;
+      for (long d = 0; d < (own ? width : then_width); d += 64) __builtin_prefetch(place + d, 0, 2);
+    }
+  }
 };
 
 // What a thread needs for it.
@@ -64,8 +83,8 @@ WITH_BF16 void softmax(float* scores, long count) {
 
 }  // namespace
 
-// q (share, width) over `count` keys and values, rows so far apart, to out (share, depth). following: keys that come next, to
-// be asked for, or null. cap: 0 for none.
+// q (share, width) over `count` keys and values, rows so far apart, to out (share, depth). following: keys that come next,
+// to be asked for, or null. cap: 0 for none.
 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
                  const bf16* following, bf16* out, long share, long width, long depth, float scale, float cap, Room& room);
 

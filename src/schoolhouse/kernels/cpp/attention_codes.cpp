@@ -142,7 +142,7 @@ WITH_BF16 float split_shares(const float* shares, const bf16* scales, long token
 // numbers 0 to 3, 16 to 19, 32 to 35 and 48 to 51, then those of 4 to 7, and so on.
 template <int R>
 WITH_BF16 void add_some(float* sums, long depth, const int8_t* digits, const float* factors, const int8_t* values, long row,
-                        long tokens, __mmask64 held) {
+                        long tokens, __mmask64 held, const Road* road, long from) {
   __m512i high[R][4], low[R][4];
 #pragma GCC unroll 3
   for (int i = 0; i < R; i++)
@@ -150,6 +150,7 @@ WITH_BF16 void add_some(float* sums, long depth, const int8_t* digits, const flo
     for (int p = 0; p < 4; p++) high[i][p] = low[i][p] = _mm512_setzero_si512();
   for (long s = 0; s < tokens; s += TOGETHER) {
     __m512i x[TOGETHER], four[4];
+    if (road) road->ask(from + s, from + s + TOGETHER);
 #pragma GCC unroll 4
     for (long t = 0; t < TOGETHER; t++) {
       const int8_t* own = values + (s + t < tokens ? s + t : s) * row;  // beyond the last the share is 0
@@ -181,14 +182,14 @@ WITH_BF16 void add_some(float* sums, long depth, const int8_t* digits, const flo
     }
 }
 
-// The same for any number of queries and for values of any depth.
+// The same for any number of queries and for values of any depth; what comes on the road behind the block is asked for.
 void add_codes(long queries, float* sums, long depth, const int8_t* digits, const float* factors, const int8_t* values,
-               long row, long tokens, long width) {
+               long row, long tokens, long width, const Road& road, long from) {
   for (long d = 0; d < width; d += LINE)
     for (long i = 0; i < queries; i += 3) {
       const auto some = queries - i == 1 ? add_some<1> : queries - i == 2 ? add_some<2> : add_some<3>;
       some(sums + i * depth + d, depth, digits + 2 * i * BLOCK, factors + i, values + d, row, tokens,
-           bytes_inside(width - d));
+           bytes_inside(width - d), d + i ? nullptr : &road, from);
     }
 }
 
@@ -202,12 +203,6 @@ WITH_BF16 void finish(const float* sums, bf16* out, long left) {
   if (left > LANES) narrow(out + LANES, _mm512_shuffle_f32x4(first, second, 0xdd));
   if (left > 2 * LANES) narrow(out + 2 * LANES, _mm512_shuffle_f32x4(third, fourth, 0x88));
   if (left > 3 * LANES) narrow(out + 3 * LANES, _mm512_shuffle_f32x4(third, fourth, 0xdd));
-}
-
-// Asks for rows of codes before they are needed.
-inline void fetch(const int8_t* rows, long row, long count, long width) {
-  for (long s = 0; s < count; s++)
-    for (long d = 0; d < width; d += LINE) __builtin_prefetch(rows + s * row + d, 0, 2);
 }
 
 }  // namespace
@@ -234,6 +229,8 @@ WITH_BF16 void attend_codes(const bf16* q, const Codes& keys, const Codes& value
   const long first = lines(split) * LINE, second = lines(width - split) * LINE;
   float *scores = room.scores(share * padded), *sums = room.sums(share * deep), *factors = room.factors(share);
   Part* parts = room.parts(2 * share);
+  const Road over_keys{keys.codes, keys.row, width, count, values.codes, values.row, depth};
+  const Road over_values{values.codes, values.row, depth, count, following, keys.row, width};
   const long asked = 2 * share * (first + second), laid = LANES * (first + second);
   int8_t *digits = room.digits(asked + laid + 2 * share * BLOCK), *turned = digits + asked, *shared = turned + laid;
   for (long i = 0; i < share; i++) {
@@ -248,7 +245,7 @@ WITH_BF16 void attend_codes(const bf16* q, const Codes& keys, const Codes& value
   for (long s = 0; s < count; s += LANES) {
     const long left = count - s < LANES ? count - s : LANES;
     const __mmask16 held = inside(left);
-    fetch(values.codes + s * values.row, values.row, left, depth);
+    over_keys.ask(s, s + LANES);
     const int8_t* rows = keys.codes + s * keys.row;
     turn_keys(rows, keys.row, split, left, turned);
     score_codes(share, turned, first / TOGETHER, digits, first, parts, keys.scales + s, held, scores + s, padded,
@@ -266,11 +263,11 @@ WITH_BF16 void attend_codes(const bf16* q, const Codes& keys, const Codes& value
   for (long i = 0; i < share * deep; i++) sums[i] = 0;
   for (long s = 0; s < count; s += BLOCK) {
     const long tokens = count - s < BLOCK ? count - s : BLOCK;
-    if (following) fetch(following + s * keys.row, keys.row, tokens, width);
     for (long i = 0; i < share; i++)
       factors[i] = split_shares(scores + i * padded + s, values.scales + s, tokens, shared + 2 * i * BLOCK,
                                 shared + (2 * i + 1) * BLOCK);
-    add_codes(share, sums, deep, shared, factors, values.codes + s * values.row, values.row, tokens, depth);
+    add_codes(share, sums, deep, shared, factors, values.codes + s * values.row, values.row, tokens, depth,
+              over_values, s);
   }
   for (long i = 0; i < share; i++)
     for (long d = 0; d < depth; d += LINE) finish(sums + i * deep + d, out + i * depth + d, depth - d);
