@@ -144,6 +144,7 @@ MEANINGS = {
     "compress.gguf.kind": "how the weights are stored; with four bits, embedding and head keep eight",
     "compress.gguf.replay": "prompts on which llama.cpp must say what we say (needs `xllamacpp`); 0 skips the proof",
     "evaluate.exam.models": "who is examined; the first is where the others came from",
+    "evaluate.exam.int8_cache": "those of `models` that are asked once more with a cache of int8 codes",
     "evaluate.exam.tasks": "held-out questions are drawn from these",
     "evaluate.exam.items": "questions of each task, spread over its levels",
     "evaluate.exam.items_base": "at most so many for the first model",

@@ -67,6 +67,9 @@ def chat(
         ),
     ] = None,
     think: Annotated[bool, typer.Option("--think/--no-think", help="Show or hide the chain of thought.")] = True,
+    int8_cache: Annotated[
+        bool, typer.Option("--int8-cache", help="Remember the conversation in half of the memory, as int8 codes.")
+    ] = False,
     home: Home = _HOME,
 ) -> None:
     """Talk with a model; with none trained yet, the base model is fetched."""
@@ -75,7 +78,7 @@ def chat(
     from schoolhouse.core.runtime import Runtime
     from schoolhouse.serve.chat import chat_loop
 
-    chat_loop(folder, think, Log(), Runtime.detect())
+    chat_loop(folder, think, Log(), Runtime.detect(), int8_cache=int8_cache)
 
 
 @app.command()

@@ -51,6 +51,17 @@ def test_a_conversation_ends_with_what_drafts_were_worth(pupil, monkeypatch, cap
     assert speculation.steps > 0, "the engine asked it"
 
 
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_conversation_may_be_remembered_in_codes(pupil, monkeypatch, capsys, coded):
+    made, make = [], terminal.Engine
+    monkeypatch.setattr(terminal, "Engine", lambda *args, **more: made.append(make(*args, **more)) or made[-1])
+    monkeypatch.setattr(terminal, "Sampling", lambda _, **more: Sampling(8, **more))
+    monkeypatch.setattr(terminal.sys, "stdin", io.StringIO("red\n"))
+    terminal.chat_loop(pupil, True, Log(), Runtime.detect(), int8_cache=coded)
+    assert made[0]._cache.coded is coded
+    assert ("cache in int8: " in capsys.readouterr().err) is coded
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_thinking_is_shown_or_hidden(capsys, shown):
     terminal._print_reply(iter([("reasoning", "two and two"), ("answer", "4")]), shown)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from schoolhouse.core.artifact import Artifact, Draft
-from schoolhouse.core.errors import Stopped, TaskError
+from schoolhouse.core.errors import RecipeError, Stopped, TaskError
 from schoolhouse.core.run import Run
 from schoolhouse.evaluate import exam
 from schoolhouse.model.config import ModelConfig
@@ -269,3 +269,24 @@ def test_questions_come_from_the_test_split_and_are_mixed():
 def test_levels_that_do_not_exist_are_found_before_the_start(levels, named):
     with pytest.raises(TaskError, match=named):
         exam.check(make_config(levels=levels))
+
+
+def test_a_model_sits_it_once_more_with_a_cache_of_codes(candidates, tmp_path, monkeypatch):
+    engines = []
+    make = exam.Engine
+    monkeypatch.setattr(exam, "Engine", lambda *args, **more: engines.append(more["int8_cache"]) or make(*args, **more))
+    out = sit(make_config(int8_cache=["base", "rl"], thinking=[True]), candidates, tmp_path)
+    assert engines == [False, False, True, True]
+    rows = lines(out.path / exam.ITEMS)
+    asked = {name: [r["id"] for r in rows if r["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
+    assert list(asked) == ["base", "rl", "base (int8 cache)", "rl (int8 cache)"]
+    assert asked["base"] == asked["base (int8 cache)"] != asked["rl"] == asked["rl (int8 cache)"]
+    summary = json.loads((out.path / exam.EXAM).read_text())
+    assert summary["int8_cache"] == {"base (int8 cache)": "base", "rl (int8 cache)": "rl"}
+    assert summary["artifacts"]["rl (int8 cache)"] == summary["artifacts"]["rl"]
+    assert list(summary["models"]) == list(asked)
+
+
+def test_a_cache_of_codes_for_a_model_that_is_not_asked_is_found_before_the_start():
+    with pytest.raises(RecipeError, match="'rll', which is none of models; did you mean 'rl'"):
+        exam.check(make_config(int8_cache=["rll"]))

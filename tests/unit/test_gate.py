@@ -107,3 +107,25 @@ def test_without_seconds_there_is_no_speed(tmp_path, capsys):
     stage(tmp_path, rows("rl", 300, 600) + rows("int8", 300, 600))
     line = next(line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line)
     assert line.count("-") == 3
+
+
+def test_a_cache_of_codes_is_held_to_the_exact_one(tmp_path, capsys):
+    save_model(tiny_model(), tmp_path / "rl")
+    items = rows("rl", 480, 600) + rows("rl (int8 cache)", 478, 600)
+    inputs = {"exam": exam_of(tmp_path / "exam", items), "rl": artifact(tmp_path / "rl")}
+    out = draft(tmp_path / "out")
+    config = gate.Config(exam="exam", original="rl", model="rl", int8_cache=True)
+    gate.run(config, inputs, fp32_run(tmp_path), out)
+    assert "no evaluation of rl (int8 cache) fell" in capsys.readouterr().out
+    facts = json.loads((out.path / gate.GATE).read_text())
+    exact, coded = (facts["costs"][name] for name in ("rl", "rl (int8 cache)"))
+    shape = tiny_model().config
+    assert exact["cache_bytes_per_token"] == shape.kv_bytes_per_token(4)
+    assert coded["cache_bytes_per_token"] == shape.kv_bytes_per_token(int8=True)
+    assert exact["memory_bytes"] == coded["memory_bytes"]
+    inputs["exam"] = exam_of(tmp_path / "worse", rows("rl", 480, 600) + rows("rl (int8 cache)", 400, 600))
+    with pytest.raises(ToleranceError, match=r"rl \(int8 cache\) lost more"):
+        gate.run(config, inputs, fp32_run(tmp_path), draft(tmp_path / "no"))
+    inputs["exam"] = exam_of(tmp_path / "without", rows("rl", 480, 600))
+    with pytest.raises(RecipeError, match="name it in that stage's int8_cache"):
+        gate.run(config, inputs, fp32_run(tmp_path), draft(tmp_path / "none"))

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig, did_you_mean
-from schoolhouse.core.errors import Stopped, TaskError
+from schoolhouse.core.errors import RecipeError, Stopped, TaskError
 from schoolhouse.core.run import Run
 from schoolhouse.core.runtime import release_memory
 from schoolhouse.infer.engine import Completion, Engine
@@ -46,10 +46,12 @@ class Config(StageConfig):
     `items` questions a task are spread over its levels; `levels` gives weights where they should not weigh the same,
     like `{ boxes = { "4-3" = 3, "5-4" = 3, "2-1" = 1 } }`, and leaves out levels that it does not name. The first model
     is where the others came from and gets `items_base`; replies without thinking get `items_direct`. `transcripts`
-    replies a level are kept in full.
+    replies a level are kept in full. The models of `int8_cache` are asked the same once more, with a cache of int8
+    codes, as "NAME (int8 cache)".
     """
 
     models: list[Ref] = Field(min_length=1)
+    int8_cache: list[Ref] = Field(default=[])
     tasks: list[TaskSpec] = Field(min_length=1)
     items: int = Field(default=500, ge=1)
     items_base: int = Field(default=200, ge=1)
@@ -62,7 +64,10 @@ class Config(StageConfig):
 
 
 def check(config: Config) -> None:
-    """Raise TaskError before anything starts for a task or a level that does not exist."""
+    """Raise RecipeError or TaskError before anything starts for a model, task or level that does not exist."""
+    for name in config.int8_cache:
+        if name not in config.models:
+            raise RecipeError(f"int8_cache names {name!r}, which is none of models{did_you_mean(name, config.models)}")
     tasks = {task.name: task for task in load_tasks(config.tasks)}
     for name, weights in config.levels.items():
         if name not in tasks:
@@ -93,12 +98,14 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     questions = draw_questions(config, tasks, run.seed)
     modes: list[Mode] = ["thinking" if thinking else "direct" for thinking in dict.fromkeys(config.thinking)]
     names = list(dict.fromkeys(config.models))
+    coded = {with_int8_cache(name): name for name in dict.fromkeys(config.int8_cache)}
+    sources = dict(zip(names, names, strict=True)) | coded
     results: dict[str, dict[Mode, list[dict[str, Any]]]] = {}
     units: list[_Unit] = []
-    for number, name in enumerate(names):
-        candidate = _Candidate(name, inputs[name].path, run)
+    for name, source in sources.items():
+        candidate = _Candidate(name, inputs[source].path, run, int8_cache=name in coded)
         for mode in modes:
-            examples = _share_of(config, tasks, questions, mode, is_base=number == 0)
+            examples = _share_of(config, tasks, questions, mode, is_base=source == names[0])
             units.append(_Unit(candidate, mode, examples, _limit(config, mode)))
     for number, unit in enumerate(units):
         rows = _verdicts(config, tasks, unit, _until(units[number:], run), run)
@@ -108,10 +115,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     rows = [row for by_mode in results.values() for rows in by_mode.values() for row in rows]
     _write_lines(out.path / ITEMS, ({k: v for k, v in row.items() if k not in _TEXTS} for row in rows))
     _write_lines(out.path / TRANSCRIPTS, (row for row in rows if "reply" in row))
-    summary = summarize(config, tasks, results, run.seed) | {"artifacts": {n: inputs[n].id for n in names}}
+    summary = summarize(config, tasks, results, run.seed)
+    summary |= {"artifacts": {name: inputs[source].id for name, source in sources.items()}, "int8_cache": coded}
     summary["cut"] = [cut for unit in units if (cut := _cut(unit, results[unit.candidate.name][unit.mode]))]
     (out.path / EXAM).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    out.meta |= {"items": len(rows), "models": names, "runtime": run.runtime.describe()}
+    out.meta |= {"items": len(rows), "models": list(sources), "runtime": run.runtime.describe()}
 
 
 _TEXTS = ("question", "answer", "reply")
@@ -187,11 +195,16 @@ def _share_of(
     return [example for *_, example in sorted(due, key=lambda row: row[:3])]
 
 
+def with_int8_cache(model: str) -> str:
+    """The name under which a model sits the exam with a cache of int8 codes."""
+    return f"{model} (int8 cache)"
+
+
 class _Candidate:
     """A model that is loaded when its first question comes, and not at all if all of its units are on disk."""
 
-    def __init__(self, name: str, folder: Path, run: Run) -> None:
-        self.name, self.folder, self._run = name, folder, run
+    def __init__(self, name: str, folder: Path, run: Run, *, int8_cache: bool = False) -> None:
+        self.name, self.folder, self.int8_cache, self._run = name, folder, int8_cache, run
         self._loaded: tuple[Transformer, ChatFormat] | None = None
 
     def load(self) -> tuple[Transformer, ChatFormat]:
@@ -280,7 +293,7 @@ def _ask(tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run) 
     model, chat = candidate.load()
     prompts = [chat.prompt(tasks[e.task].conversation(e, mode == "thinking")) for e in examples]
     sampling = Sampling(max_new_tokens=unit.most_tokens, temperature=0.0, stop_ids=chat.stop_ids)
-    engine = Engine(model, slots=SLOTS)
+    engine = Engine(model, slots=SLOTS, int8_cache=candidate.int8_cache)
     with run.meter.phase(f"{candidate.name} {mode}"):
         places: dict[int, int] = {}
         completions = [Completion() for _ in prompts]

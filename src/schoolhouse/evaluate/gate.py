@@ -22,7 +22,7 @@ from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError, RecipeError, ToleranceError
 from schoolhouse.core.run import Run
 from schoolhouse.evaluate.compare import Difference, paired_difference
-from schoolhouse.evaluate.exam import EXAM, ITEMS
+from schoolhouse.evaluate.exam import EXAM, ITEMS, with_int8_cache
 from schoolhouse.evaluate.report import read_lines
 from schoolhouse.model.weights import check_folder, held_type
 
@@ -36,7 +36,8 @@ class Config(StageConfig):
 
     exam: Ref  # an exam that both models sat
     original: Ref  # the model before it was made smaller
-    model: Ref  # the model after that
+    model: Ref  # the model after that; the same one where only the cache is smaller
+    int8_cache: bool = False  # the model is held to what it said with a cache of int8 codes, see the exam's key
     points: float = Field(1.0, ge=0, le=100)  # that any evaluation, and the share of finished replies, may fall
 
 
@@ -74,34 +75,36 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     """
     source = inputs[config.exam]
     exam = json.loads(source.file(EXAM).read_text(encoding="utf-8"))
-    for name in (config.original, config.model):
+    original, model = names = config.original, with_int8_cache(config.model) if config.int8_cache else config.model
+    for name in names:
         if name not in exam["models"]:
-            raise RecipeError(f"{name!r} did not sit the exam {config.exam!r}: name it in that stage's models.")
+            key = "int8_cache" if name == with_int8_cache(config.model) else "models"
+            raise RecipeError(f"{name!r} did not sit the exam {config.exam!r}: name it in that stage's {key}.")
     items = read_lines(source.file(ITEMS))
-    changes = changes_of(items, config.original, config.model)
+    changes = changes_of(items, original, model)
     seconds = source.meta.get("meter", {}).get("phases_s", {})
     costs = [
-        _costs(inputs[name].path, run.runtime.dtype, _speed(items, name, seconds))
-        for name in (config.original, config.model)
+        _costs(inputs[source_name].path, run.runtime.dtype, name != source_name, _speed(items, name, seconds))
+        for source_name, name in zip((config.original, config.model), names, strict=True)
     ]
-    run.log.result(_table(config, changes, costs))
+    run.log.result(_table(names, config.points, changes, costs))
     beyond = [change for change in changes if change.is_beyond(config.points)]
     if beyond:
         said = "; ".join(f"{change.what} by {-100 * change.difference.value:.1f}" for change in beyond)
         raise ToleranceError(
-            f"{config.model} lost more than the {config.points:g} points that the recipe allows: {said}. Compress less "
+            f"{model} lost more than the {config.points:g} points that the recipe allows: {said}. Compress less "
             "(more bits, smaller groups, a smaller cut), heal it with train.distill, or allow more points."
         )
     facts = {
-        "original": config.original,
-        "model": config.model,
+        "original": original,
+        "model": model,
         "points": config.points,
-        "costs": {name: asdict(cost) for name, cost in zip((config.original, config.model), costs, strict=True)},
+        "costs": {name: asdict(cost) for name, cost in zip(names, costs, strict=True)},
         "changes": [asdict(change) for change in changes],
     }
     (out.path / GATE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     out.meta |= {"bytes_share": costs[1].file_bytes / costs[0].file_bytes, "points": config.points}
-    run.log.result(f"PASSED: no evaluation of {config.model} fell by more than {config.points:g} points.")
+    run.log.result(f"PASSED: no evaluation of {model} fell by more than {config.points:g} points.")
 
 
 def changes_of(items: Sequence[Mapping[str, Any]], original: str, model: str) -> list[Change]:
@@ -143,17 +146,17 @@ def _speed(items: Sequence[Mapping[str, Any]], model: str, seconds: Mapping[str,
     return None
 
 
-def _costs(folder: Path, dtype: torch.dtype, tokens_per_s: float | None) -> Costs:
+def _costs(folder: Path, dtype: torch.dtype, int8_cache: bool, tokens_per_s: float | None) -> Costs:
     model, _ = check_folder(folder)  # without memory: shapes say it all
     state = model.state_dict()
     held = sum(t.numel() * held_type(name, t, dtype).itemsize for name, t in state.items())
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Costs(size, held, model.config.kv_bytes_per_token(dtype.itemsize), tokens_per_s)
+    return Costs(size, held, model.config.kv_bytes_per_token(dtype.itemsize, int8=int8_cache), tokens_per_s)
 
 
-def _table(config: Config, changes: Sequence[Change], costs: Sequence[Costs]) -> Table:
-    table = Table(title=f"{config.model} beside {config.original}", title_justify="left", expand=False)
-    for name in ("", config.original, config.model, "change (95% interval)"):
+def _table(names: tuple[str, str], points: float, changes: Sequence[Change], costs: Sequence[Costs]) -> Table:
+    table = Table(title=f"{names[1]} beside {names[0]}", title_justify="left", expand=False)
+    for name in ("", *names, "change (95% interval)"):
         table.add_column(name, justify="left" if not name else "right")
     before, after = costs
     for what, old, new, unit in (
@@ -168,7 +171,7 @@ def _table(config: Config, changes: Sequence[Change], costs: Sequence[Costs]) ->
     table.add_section()
     for change in changes:
         low, high = (100 * end for end in change.difference.interval)
-        verdict = "TOO MUCH" if change.is_beyond(config.points) else ""
+        verdict = "TOO MUCH" if change.is_beyond(points) else ""
         moved = f"{100 * change.difference.value:+.1f} ({low:+.1f} to {high:+.1f}) {verdict}".rstrip()
         shares = [f"{100 * share:.1f}%" for share in (change.before, change.after)]
         table.add_row(*map(Text, (f"{change.what} of {change.difference.n}", *shares, moved)))

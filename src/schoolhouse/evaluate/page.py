@@ -151,7 +151,8 @@ def _tiles(evidence: Evidence) -> list[View]:
 
 def _small_tile(evidence: Evidence) -> list[View]:
     """How much smaller the quantized model is, and what that cost on the same questions."""
-    names = {artifact: name for name, artifact in evidence.exam["artifacts"].items()}
+    coded = evidence.exam.get("int8_cache", {})
+    names = {artifact: name for name, artifact in evidence.exam["artifacts"].items() if name not in coded}
     for artifact in evidence.stages.values():
         source = next((names[p] for p in artifact.parents if p in names), None)
         if artifact.kind != "compress.quantize" or artifact.id not in names or source is None:

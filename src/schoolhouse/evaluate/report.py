@@ -57,7 +57,7 @@ class Evidence:
     @property
     def subject(self) -> str:
         """The model that the page is about: the claimed one, else the last of the exam."""
-        names = list(self.exam["models"])
+        names = [name for name in self.exam["models"] if name not in self.exam.get("int8_cache", {})]
         return self.claim.better if self.claim and self.claim.better in names else names[-1]
 
 

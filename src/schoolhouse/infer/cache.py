@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
+from schoolhouse.kernels.attention_codes import Codes, attend_one_codes
 from schoolhouse.kernels.native import takes
+from schoolhouse.kernels.pages import in_large_pages
 from schoolhouse.kernels.texts import Layout, attend_layout
 from schoolhouse.model.attention import Context, Expands
 from schoolhouse.model.config import ModelConfig
@@ -29,37 +31,50 @@ KV = list[tuple[Tensor, ...]]
 class SlotCache:
     """What is remembered of the running texts: for each layer keys and values, or latents, (slots, Hk, capacity, Dh).
 
-    They are views of one slab a layer that is kept from request to request: memory that was never touched before costs
-    more than all that is done with it (docs/lab-log.md, 2026-11-23).
+    coded: as int8 codes, each tensor of them followed by its scales (slots, Hk, capacity, 1), one or two.
+
+    They are views of slabs that are kept from request to request: memory that was never touched before costs more than
+    all that is done with it (docs/lab-log.md, 2026-11-23).
     """
 
     def __init__(
-        self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device, prediction_layers: int = 0
+        self,
+        config: ModelConfig,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        prediction_layers: int = 0,
+        *,
+        coded: bool = False,
     ) -> None:
-        self.slots = slots
-        self.capacity = 0
-        self._parts, *self._shape = config.cache_shape
+        self.slots, self.coded, self.capacity = slots, coded, 0
+        parts, self._heads, width = config.cache_shape
+        self._widths, self._numbers = config.cache_widths, torch.empty(0, dtype=dtype, device=device)
+        kinds = [(width, torch.int8), *((1, torch.bfloat16) for _ in self._widths)] if coded else [(width, dtype)]
         layers = config.num_hidden_layers + prediction_layers
-        self._slabs = torch.empty(self._parts * layers, 0, dtype=dtype, device=device)
+        self._slabs = [(w, torch.empty(layers, 0, dtype=kind, device=device)) for w, kind in kinds * parts]
         self.layers: list[tuple[Tensor, ...]] = []
 
     def reserve(self, tokens: int, most: int = 0) -> None:
         """Make room for texts of `tokens` tokens, which may become `most` long; what is held stays."""
         if tokens <= self.capacity:
             return
-        held, kept = [x for layer in self.layers for x in layer], self.capacity
-        self.capacity = _blocks(max(tokens, min(most, tokens * 3 // 2)) if takes(self._slabs) else tokens)
-        heads, width = self._shape
-        size = self.slots * heads * self.capacity * width
-        if size > self._slabs.shape[1]:
-            # Pages beyond the capacity are not touched, so that they take no memory until the texts grow into them.
-            self._slabs = self._slabs.new_empty(len(self._slabs), max(size, 2 * self._slabs.shape[1]))
-        views = [slab[:size].view(self.slots, heads, self.capacity, width) for slab in self._slabs]
-        for old, new in zip(held, views, strict=False):
-            new[:, :, :kept] = old.clone()  # old and new share their memory
-        for new in views:
-            new[:, :, kept:] = 0  # what is masked out must still be a number
-        self.layers = [tuple(views[i : i + self._parts]) for i in range(0, len(views), self._parts)]
+        held, kept = list(zip(*self.layers, strict=True)), self.capacity  # of each kind all layers
+        grown = max(tokens, min(most, tokens * 3 // 2)) if takes(self._numbers) else tokens
+        self.capacity = _blocks(grown)
+        views = []
+        for place, (width, slab) in enumerate(self._slabs):
+            size = self.slots * self._heads * self.capacity * width
+            if size > slab.shape[1]:
+                # Pages beyond the capacity are not touched, so that they take no memory until the texts grow into them.
+                slab = in_large_pages(slab.new_empty(len(slab), max(size, 2 * slab.shape[1])))
+                self._slabs[place] = width, slab
+            views.append([row[:size].view(self.slots, self._heads, self.capacity, width) for row in slab])
+            for old, new in zip(held[place] if held else (), views[-1], strict=False):
+                new[:, :, :kept] = old.clone()  # old and new share their memory
+            for new in views[-1]:
+                new[:, :, kept:] = 0  # what is masked out must still be a number
+        self.layers = list(zip(*views, strict=True))
 
     def release(self) -> None:
         """Begin anew with short texts; the slabs stay."""
@@ -69,18 +84,46 @@ class SlotCache:
     def write(self, slot: int, kv: KV) -> None:
         """Put what is remembered of one text at the start of a slot."""
         for layer, text in zip(self.layers, kv, strict=True):
-            for store, part in zip(layer, text, strict=True):
+            for store, part in zip(layer, self._laid(text), strict=True):
                 store[slot, :, : part.shape[1]] = part
 
     def read(self, slot: int, tokens: int) -> KV:
         """A copy of what a slot holds of its first `tokens` tokens."""
-        return [tuple(store[slot, :, :tokens].clone() for store in layer) for layer in self.layers]
+        held = [self._told([store[slot, :, :tokens] for store in layer]) for layer in self.layers]
+        return [tuple(numbers_of(part, self._numbers.dtype).clone() for part in layer) for layer in held]
+
+    def put(self, layer: int, rows: Tensor, places: Tensor, new: Sequence[Tensor]) -> list[Tensor | Codes]:
+        """Put new tokens (B, T, Hk, Dh) at their places (B, T) of the first B slots, and give what these hold."""
+        stores = [store[: len(places)] for store in self.layers[layer]]
+        for store, part in zip(stores, self._laid(new), strict=True):
+            store[rows, :, places] = part
+        return self._told(stores)
 
     def move(self, source: int, target: int) -> None:
         """Copy a slot, so that the running ones stay the first."""
         for layer in self.layers:
             for store in layer:
                 store[target] = store[source]
+
+    def _laid(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Numbers as the cache holds them: themselves, or of each codes and scales."""
+        if not self.coded:
+            return list(parts)
+        codes = [Codes.of(part, self._widths) for part in parts]
+        return [x for each in codes for x in (each.codes, *each.scales)]
+
+    def _told(self, stores: list[Tensor]) -> list[Tensor | Codes]:
+        """The other way round."""
+        if not self.coded:
+            return list(stores)
+        step = 1 + len(self._widths)
+        each = [stores[i : i + step] for i in range(0, len(stores), step)]
+        return [Codes(codes, tuple(scales), self._widths) for codes, *scales in each]
+
+
+def numbers_of(held: Tensor | Codes, dtype: torch.dtype) -> Tensor:
+    """What the cache holds, as numbers."""
+    return held.exact(dtype) if isinstance(held, Codes) else held
 
 
 def _blocks(tokens: int) -> int:
@@ -110,34 +153,32 @@ class DecodeContext(Context):
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, form: Expands, scoring: Scoring) -> Tensor:
         """See `Context.attend_latent`; the latents are never expanded."""
         (held,) = self._held(layer, latent)  # (B, 1, S, R + Dr), key and value of all heads
-        return form.emerge(self._look(form.absorb(q), held, held[..., : form.rank], scoring))
+        values = held.first() if isinstance(held, Codes) else held[..., : form.rank]
+        return form.emerge(self._look(form.absorb(q), held, values, scoring))
 
-    def _look(self, q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    def _held(self, layer: int, *new: Tensor) -> list[Tensor | Codes]:
+        """What the running slots hold of a layer, the new tokens (B, T, Hk, Dh) put in: each (B, Hk, S, Dh)."""
+        return self._cache.put(layer, self._rows, self.positions, new)
+
+    def _look(self, q: Tensor, keys: Tensor | Codes, values: Tensor | Codes, scoring: Scoring) -> Tensor:
         lasts, tokens = self._lasts, q.shape[1]
         firsts = self._zeros if scoring.window is None else (lasts - scoring.window).clamp_(min=0)
         if len(q) == 1 < tokens:  # the kernel's texts may share their memory
             shared_keys, shared_values = (x.expand(tokens, -1, -1, -1) for x in (keys, values))
-            out = attend_one(q.transpose(0, 1), shared_keys, shared_values, firsts[:, 0], lasts[:, 0], scoring)
+            out = _look_once(q.transpose(0, 1), shared_keys, shared_values, firsts[:, 0], lasts[:, 0], scoring)
             if out is not None:
                 return out.transpose(0, 1)
-        each = [self._look_once(t, q[:, t : t + 1], keys, values, firsts[t], scoring) for t in range(tokens)]
+        each: list[Tensor] = []
+        numbers: list[Tensor] = []
+        for t in range(tokens):
+            own = q[:, t : t + 1]
+            out = _look_once(own, keys, values, firsts[t], lasts[t], scoring)
+            if out is None:
+                numbers = numbers or [numbers_of(x, q.dtype) for x in (keys, values)]
+                bias = self._bias_of(numbers[0], q.dtype, scoring.window)[:, t : t + 1]
+                out = attend(own, numbers[0], numbers[1], bias, scoring)
+            each.append(out)
         return each[0] if tokens == 1 else torch.cat(each, dim=1)
-
-    def _look_once(
-        self, token: int, q: Tensor, keys: Tensor, values: Tensor, firsts: Tensor, scoring: Scoring
-    ) -> Tensor:
-        out = attend_one(q, keys, values, firsts, self._lasts[token], scoring)
-        if out is not None:
-            return out
-        bias = self._bias_of(keys, q.dtype, scoring.window)[:, token : token + 1]
-        return attend(q, keys, values, bias, scoring)
-
-    def _held(self, layer: int, *new: Tensor) -> list[Tensor]:
-        """What the running slots hold of a layer, the new tokens (B, T, Hk, Dh) put in: each (B, Hk, S, Dh)."""
-        stores = [store[: len(new[0])] for store in self._cache.layers[layer]]
-        for store, part in zip(stores, new, strict=True):
-            store[self._rows, :, self.positions] = part
-        return stores
 
     def _bias_of(self, keys: Tensor, dtype: torch.dtype, window: int | None) -> Tensor:
         """(B, T, S): 0 for the tokens of a slot's own text up to the one that looks; made once for all layers."""
@@ -150,6 +191,16 @@ class DecodeContext(Context):
             shown = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
             self._bias[window] = shown.masked_fill_(hidden, float("-inf"))
         return self._bias[window]
+
+
+def _look_once(
+    q: Tensor, keys: Tensor | Codes, values: Tensor | Codes, firsts: Tensor, lasts: Tensor, scoring: Scoring
+) -> Tensor | None:
+    if isinstance(keys, Codes):
+        assert isinstance(values, Codes)
+        return attend_one_codes(q, keys, values, firsts, lasts, scoring)
+    assert isinstance(values, Tensor)
+    return attend_one(q, keys, values, firsts, lasts, scoring)
 
 
 class PrefillContext(Context):

@@ -83,15 +83,19 @@ class Engine:
 
     model: stays the caller's, its weights may change between requests (call `forget` before). slots: texts that run at
     once. speculation: guesses tokens that are then verified, where that is faster; None for one token a step.
+    int8_cache: the running texts are remembered as int8 codes, in half of the bytes; a prompt is read with exact keys
+    and values, which become codes behind that.
     Raises ModelError for a prompt that is empty, does not fit into the model's context or has unknown ids.
     """
 
-    def __init__(self, model: Transformer, slots: int = 64, speculation: Speculation | None = None) -> None:
+    def __init__(
+        self, model: Transformer, slots: int = 64, speculation: Speculation | None = None, *, int8_cache: bool = False
+    ) -> None:
         self.model = model
         self.speculation = speculation
         self._ahead = speculation.prediction_layers if speculation else 0
         weight = next(model.parameters())  # codes are none: they have no number type to compute in
-        self._cache = SlotCache(model.config, slots, weight.dtype, weight.device, self._ahead)
+        self._cache = SlotCache(model.config, slots, weight.dtype, weight.device, self._ahead, coded=int8_cache)
         self._device = weight.device
         self._slots = slots
         self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()

@@ -35,9 +35,9 @@ class FusedLayers:
             norms = [
                 n.get_parameter("weight").data_ptr() for n in (layer.input_layernorm, layer.post_attention_layernorm)
             ]
-            words.append([*norms, 0, 0, *(word for matrix in each for word in matrix.words)])
+            words.append([*norms, 0, 0, 0, 0, *(word for matrix in each for word in matrix.words)])
         self._words = torch.tensor(words, dtype=torch.int64)
-        self._strides = torch.zeros(3, dtype=torch.int64)
+        self._strides = torch.zeros(5, dtype=torch.int64)
         self._placed: list[tuple[Tensor, ...]] | None = None
 
     @classmethod
@@ -80,14 +80,17 @@ class FusedLayers:
         return normed
 
     def _place(self) -> None:
-        """Where the cache holds each layer's keys and values; they move when it grows."""
+        """Where the cache holds each layer's keys and values, and scales if it has some; they move when it grows."""
         if self._placed is self._cache.layers:
             return
         self._placed = self._cache.layers
-        for words, (keys, values) in zip(self._words, self._placed, strict=True):
+        for words, stores in zip(self._words, self._placed, strict=True):
+            keys, values, *scales = (stores[0], stores[2], stores[1], stores[3]) if self._cache.coded else stores
             assert keys.stride() == values.stride()
-            words[2], words[3] = keys.data_ptr(), values.data_ptr()
-        self._strides = torch.tensor(self._placed[0][0].stride()[:3], dtype=torch.int64)
+            for place, store in enumerate((keys, values, *scales), start=2):
+                words[place] = store.data_ptr()
+        rows, scales_of = self._placed[0][0], self._placed[0][1]
+        self._strides = torch.tensor([*rows.stride()[:3], *scales_of.stride()[:2]], dtype=torch.int64)
 
 
 def _layers(model: Transformer) -> list[DecoderLayer]:

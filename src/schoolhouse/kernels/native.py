@@ -32,6 +32,7 @@ _ARGUMENTS = {
     "linear": "plppllpllllp",
     "decode_layers": "plppppplllllllffp",
     "attend_one": "pplllplllppplllllff",
+    "attend_one_codes": "ppppppppppllllllff",
     "weigh_words": "plppppll",
     "attend_texts": "pllpllpllplpplllllf",
     "attend_texts_back": "pllpllpllpllplppppplllllf",

@@ -183,7 +183,13 @@ class ModelConfig:
             return 1, 1, self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
         return 2, self.num_key_value_heads, self.head_dim
 
-    def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
-        """Bytes of cache that one token of context takes over all layers."""
+    @property
+    def cache_widths(self) -> tuple[int, ...]:
+        """The parts of a cached head with a scale each where they are codes: a latent and its rotary key have two."""
+        return (self.head_dim,) if self.mla is None else (self.mla.kv_lora_rank, self.mla.qk_rope_head_dim)
+
+    def kv_bytes_per_token(self, element_bytes: int = 2, *, int8: bool = False) -> int:
+        """Bytes of cache that one token of context takes over all layers; int8: as codes with scales of two bytes."""
         tensors, heads, width = self.cache_shape
-        return tensors * heads * width * self.num_hidden_layers * element_bytes
+        head_bytes = width + 2 * len(self.cache_widths) if int8 else width * element_bytes
+        return tensors * heads * self.num_hidden_layers * head_bytes

@@ -32,12 +32,15 @@ class Chat:
     max_new_tokens: int = 512
 
     @classmethod
-    def load(cls, folder: Path, runtime: Runtime) -> Chat:
-        """Load a checkpoint; the system prompt that it was taught with, where it has one, opens every conversation."""
+    def load(cls, folder: Path, runtime: Runtime, *, int8_cache: bool = False) -> Chat:
+        """Load a checkpoint; the system prompt that it was taught with, where it has one, opens every conversation.
+
+        int8_cache: see `Engine`.
+        """
         system = folder / SYSTEM_FILE
         opening = (Message("system", system.read_text(encoding="utf-8").strip()),) if system.is_file() else ()
         model = load_model(folder, dtype_for_one_text(runtime), runtime.device)
-        engine = Engine(model, slots=1, speculation=Speculation.of(model))
+        engine = Engine(model, slots=1, speculation=Speculation.of(model), int8_cache=int8_cache)
         return cls(engine, ChatFormat.load(folder), opening)
 
     def say(self, text: str) -> Iterator[tuple[str, str]]:
@@ -65,11 +68,15 @@ class Chat:
         self.messages = (*asked, Message("assistant", self.format.tokenizer.decode(said)))
 
 
-def chat_loop(folder: Path, show_thinking: bool, log: Log, runtime: Runtime) -> None:
+def chat_loop(folder: Path, show_thinking: bool, log: Log, runtime: Runtime, *, int8_cache: bool = False) -> None:
     """Talk until the input ends. Thinking is dimmed, or left out with a note that it took place."""
-    chat = Chat.load(folder, runtime)
+    chat = Chat.load(folder, runtime, int8_cache=int8_cache)
     interactive = sys.stdin.isatty()
     log.info(f"kernels for replies: {status()}")
+    if int8_cache:
+        config, exact = chat.engine.model.config, next(chat.engine.model.parameters()).itemsize
+        coded = config.kv_bytes_per_token(int8=True)
+        log.info(f"cache in int8: {coded:,} bytes a token instead of {config.kv_bytes_per_token(exact):,}")
     log.info(f"{folder.name}: end with Ctrl-D" if interactive else f"{folder.name}: one question a line")
     while (question := _ask(interactive)) is not None:
         if question:

@@ -2,34 +2,103 @@
 
 #pragma once
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "lanes.h"
 
 constexpr long TURNS_A_THREAD = 8;  // what is asked for early is then read by the thread that asked
+constexpr long AHEAD = 64;          // rows between what is read and what is asked for (docs/lab-log.md, 2026-11-27)
 
-// What a thread needs for it; grows as it has to.
-class Room {
+// Memory for as many things as asked for, of which nothing is kept when it grows.
+template <class Thing>
+class Held {
  public:
-  ~Room() { free(scores_), free(sums_); }
-  float* scores(long count) { return enough(scores_, most_scores_, count); }
-  float* sums(long count) { return enough(sums_, most_sums_, count); }
-
- private:
-  static float* enough(float*& held, long& most, long count) {
-    if (count > most) {
-      free(held);
-      most = (2 * count + 15) / 16 * 16;
-      held = (float*)aligned_alloc(64, most * sizeof(float));
+  ~Held() { free(held_); }
+  Thing* operator()(long count) {
+    if (count > most_) {
+      free(held_);
+      most_ = (2 * count + 63) / 64 * 64;
+      held_ = (Thing*)aligned_alloc(64, most_ * sizeof(Thing));
     }
-    return held;
+    return held_;
   }
 
-  float *scores_ = nullptr, *sums_ = nullptr;
-  long most_scores_ = 0, most_sums_ = 0;
+ private:
+  Thing* held_ = nullptr;
+  long most_ = 0;
 };
 
-// q (share, width) over `count` keys and values, rows so far apart, to out (share, depth). following: keys that come next, to
-// be asked for, or null. cap: 0 for none.
+// A part of a query as whole numbers of 16 bits, each factor times which is the number.
+struct Part {
+  float factor;
+  int highs, lows;  // -128 times the sums of their high and low bytes, for codes are taken as c + 128
+};
+
+// Rows that are read one after the other, and those that are read then; lengths in bytes.
+struct Road {
+  const void* rows;
+  long row, width, count;
+  const void* then;  // null: nothing
+  long then_row, then_width;
+
+  // Asks for what comes so far behind these rows. A few at a time keep memory busy; many at once would wait for one another.
+  void ask(long from, long to) const {
+    for (long s = from + AHEAD; s < to + AHEAD; s++) {
+      const bool own = s < count;
+      const char* place = own ? (const char*)rows + s * row : (const char*)then + (s - count) * then_row;
+      if (!own && !then) return;
+      for (long d = 0; d < (own ? width : then_width); d += 64) __builtin_prefetch(place + d, 0, 2);
+    }
+  }
+};
+
+// What a thread needs for it.
+struct Room {
+  Held<float> scores, sums, factors;
+  Held<int8_t> digits;
+  Held<Part> parts;
+};
+
+namespace {
+
+// Scores to shares that add to one. The room behind the last score is filled up to 16.
+WITH_BF16 void softmax(float* scores, long count) {
+  __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+  for (long s = 0; s < count; s += LANES) {
+    const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
+    most = _mm512_mask_max_ps(most, inside, most, _mm512_loadu_ps(scores + s));
+  }
+  const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  for (long s = 0; s < count; s += LANES) {
+    const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
+    const __m512 e = _mm512_maskz_mov_ps(inside, share_of(_mm512_sub_ps(_mm512_loadu_ps(scores + s), highest)));
+    total = _mm512_add_ps(total, e);
+    _mm512_storeu_ps(scores + s, e);
+  }
+  const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+  for (long s = 0; s < count; s += LANES)
+    _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale));
+}
+
+}  // namespace
+
+// q (share, width) over `count` keys and values, rows so far apart, to out (share, depth). following: keys that come next,
+// to be asked for, or null. cap: 0 for none.
 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
                  const bf16* following, bf16* out, long share, long width, long depth, float scale, float cap, Room& room);
+
+// Rows of int8 codes, so many bytes apart, each row times its scale: of the numbers before the split by one, of those behind
+// it by another, if there are any.
+struct Codes {
+  const int8_t* codes;
+  long row;
+  const bf16 *scales, *behind;
+};
+
+// The same over codes. split: where the second scale begins; `width` if there is one only. The values have one.
+void attend_codes(const bf16* q, const Codes& keys, const Codes& values, long count, const int8_t* following, bf16* out,
+                  long share, long width, long split, long depth, float scale, float cap, Room& room);
+
+// A row as codes and its scale: the nearest whole multiples, the largest number 127.
+void encode_row(const bf16* x, long width, int8_t* codes, bf16* scale);

@@ -15,11 +15,9 @@
 #include "packed.h"
 #include "tiles.h"
 
-#ifdef BY_AVX2
-#define WITH_BYTES
+#ifdef BY_AVX2  // never called there
 #define WITH_BYTE_TILES __attribute__((target("amx-tile,amx-int8")))
 #else
-#define WITH_BYTES __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define WITH_BYTE_TILES \
   __attribute__((target("amx-tile,amx-int8,avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #endif
@@ -59,7 +57,7 @@ struct Row {
   }
 };
 
-WITH_BYTES void make_whole(const bf16* x, const Layout& l, int8_t* out) {
+WITH_BF16 void make_whole(const bf16* x, const Layout& l, int8_t* out) {
   uint16_t most = 0;
   for (long i = 0; i < l.k; i++) {
     const uint16_t size = x[i] & 0x7fff;
@@ -86,16 +84,16 @@ WITH_BYTES void make_whole(const bf16* x, const Layout& l, int8_t* out) {
 }
 
 // Sums of codes times high and low bytes, what was added to the codes taken off: times 1/scale of the row what is meant.
-WITH_BYTES inline __m512 joined_sums(__m512i high, __m512i low, const int32_t* sums, int added) {
+WITH_BF16 inline __m512 joined_sums(__m512i high, __m512i low, const int32_t* sums, int added) {
   const __m512i h = _mm512_sub_epi32(high, _mm512_set1_epi32(added * sums[0]));
   const __m512i l = _mm512_sub_epi32(low, _mm512_set1_epi32(added * sums[1]));
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(h), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(l));
 }
 
-WITH_BYTES inline __m512i four_of(const int8_t* x) { return _mm512_set1_epi32(*(const int32_t*)x); }
+WITH_BF16 inline __m512i four_of(const int8_t* x) { return _mm512_set1_epi32(*(const int32_t*)x); }
 
 template <int R>
-WITH_BYTES inline void add_quad(__m512i (&high)[R][2], __m512i (&low)[R][2], const Row (&rows)[R], long at, __m512i left,
+WITH_BF16 inline void add_quad(__m512i (&high)[R][2], __m512i (&low)[R][2], const Row (&rows)[R], long at, __m512i left,
                                 __m512i right) {
 #pragma GCC unroll 6
   for (int i = 0; i < R; i++) {
@@ -109,7 +107,7 @@ WITH_BYTES inline void add_quad(__m512i (&high)[R][2], __m512i (&low)[R][2], con
 
 // R rows times 32 columns.
 template <int R, int BITS>
-WITH_BYTES void few(const int8_t* whole, const Layout& l, const uint8_t* codes, const bf16* scales, bf16* y, long stride,
+WITH_BF16 void few(const int8_t* whole, const Layout& l, const uint8_t* codes, const bf16* scales, bf16* y, long stride,
                     long columns) {
   constexpr int ADDED = 1 << (BITS - 1);
   const uint8_t* second = codes + l.panel_bytes();
@@ -180,12 +178,12 @@ struct LeavingWhole {
   long stride = 0, row = 0, rows = 0;
   __mmask32 inside = 0;
 
-  WITH_BYTES void take(long count) {
+  WITH_BF16 void take(long count) {
     const __m512 left = widen(scales), right = widen(scales + PANEL), none = _mm512_setzero_ps();
     for (const long end = row + count < rows ? row + count : rows; row < end; row++) {
       const Row own(whole + row * layout->row_bytes, *layout);
       const __m512 scale = _mm512_set1_ps(own.scale);
-      const auto sum = [&](int t) WITH_BYTES { return _mm512_load_si512(sums->tile[t][row]); };
+      const auto sum = [&](int t) WITH_BF16 { return _mm512_load_si512(sums->tile[t][row]); };
       const __m512 a = _mm512_fmadd_ps(joined_sums(sum(0), sum(2), own.sums, 128), left, none);
       const __m512 b = _mm512_fmadd_ps(joined_sums(sum(1), sum(3), own.sums, 128), right, none);
       const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(b, scale), _mm512_mul_ps(a, scale));
@@ -256,9 +254,9 @@ WITH_BYTE_TILES void by_byte_tiles(const int8_t* whole, const Matrix& w, const L
 }
 
 // Two panels of codes with their signs, one behind the other: bytes, four neighbours of 16 columns a line.
-WITH_BYTES void signed_panels(const uint8_t* codes, const Layout& l, int8_t* out) {
+WITH_BF16 void signed_panels(const uint8_t* codes, const Layout& l, int8_t* out) {
   const __m512i lower = _mm512_set1_epi32(0x0f0f0f0f), sign = _mm512_set1_epi32(0x80808080);
-  const auto without_8 = [&](__m512i x) WITH_BYTES { return _mm512_sub_epi8(x, _mm512_set1_epi32(0x08080808)); };
+  const auto without_8 = [&](__m512i x) WITH_BF16 { return _mm512_sub_epi8(x, _mm512_set1_epi32(0x08080808)); };
   for (long p = 0; p < 2; p++, codes += l.panel_bytes(), out += l.filled * PANEL)
     for (long j = 0; j < l.panel_bytes(); j += LINE) {
       const __m512i line = _mm512_loadu_si512(codes + j);

@@ -59,10 +59,12 @@ inline __m256 add_products(__m256 sum, __m256i a, __m256i b) {
   return _mm256_fmadd_ps(seconds(a), seconds(b), _mm256_fmadd_ps(firsts(a), firsts(b), sum));
 }
 
-inline __m256i add_bytes(__m256i sum, __m256i unsigned_bytes, __m256i bytes) {  // by 16 bits, which hold every product
-  const __m256i even = _mm256_and_si256(unsigned_bytes, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(unsigned_bytes, 8);
-  const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), high = _mm256_srai_epi16(bytes, 8);
-  return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(even, low), _mm256_madd_epi16(odd, high)));
+// Products of four bytes without a sign and four with one, added to a whole number of 32 bits.
+inline __m256i add_byte_products(__m256i sum, __m256i a, __m256i b) {
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 
 inline __m256 times_power(__m256 x, __m256 n) {  // x * 2^n for whole n from -126 to 127
@@ -168,12 +170,17 @@ inline __mmask16 compared(Floats a, Floats b) {
 #define _mm512_or_si512 halves_or
 #define _mm512_and_si512 halves_and
 #define _mm512_xor_si512 halves_xor
-#define _mm512_sub_epi32 halves_sub32
 #define _mm512_sub_epi8 halves_sub8
 #define _mm512_unpacklo_epi32 halves_unpacklo32
 #define _mm512_unpackhi_epi32 halves_unpackhi32
 #define _mm512_unpacklo_epi64 halves_unpacklo64
 #define _mm512_unpackhi_epi64 halves_unpackhi64
+#define _mm512_unpacklo_epi8 halves_unpacklo8
+#define _mm512_unpackhi_epi8 halves_unpackhi8
+#define _mm512_unpacklo_epi16 halves_unpacklo16
+#define _mm512_unpackhi_epi16 halves_unpackhi16
+#define _mm512_add_epi32 halves_add_whole
+#define _mm512_sub_epi32 halves_sub_whole
 BY_HALVES(halves_add, Floats, _mm256_add_ps)
 BY_HALVES(halves_sub, Floats, _mm256_sub_ps)
 BY_HALVES(halves_mul, Floats, _mm256_mul_ps)
@@ -185,12 +192,17 @@ BY_HALVES(halves_unpackhi, Floats, _mm256_unpackhi_ps)
 BY_HALVES(halves_or, Words, _mm256_or_si256)
 BY_HALVES(halves_and, Words, _mm256_and_si256)
 BY_HALVES(halves_xor, Words, _mm256_xor_si256)
-BY_HALVES(halves_sub32, Words, _mm256_sub_epi32)
 BY_HALVES(halves_sub8, Words, _mm256_sub_epi8)
 BY_HALVES(halves_unpacklo32, Words, _mm256_unpacklo_epi32)
 BY_HALVES(halves_unpackhi32, Words, _mm256_unpackhi_epi32)
 BY_HALVES(halves_unpacklo64, Words, _mm256_unpacklo_epi64)
 BY_HALVES(halves_unpackhi64, Words, _mm256_unpackhi_epi64)
+BY_HALVES(halves_unpacklo8, Words, _mm256_unpacklo_epi8)
+BY_HALVES(halves_unpackhi8, Words, _mm256_unpackhi_epi8)
+BY_HALVES(halves_unpacklo16, Words, _mm256_unpacklo_epi16)
+BY_HALVES(halves_unpackhi16, Words, _mm256_unpackhi_epi16)
+BY_HALVES(halves_add_whole, Words, _mm256_add_epi32)
+BY_HALVES(halves_sub_whole, Words, _mm256_sub_epi32)
 
 #define _mm512_fmadd_ps halves_fmadd
 #define _mm512_fmsub_ps halves_fmsub
@@ -221,6 +233,9 @@ THREE_BY_HALVES(halves_fnmadd, _mm256_fnmadd_ps)
 #define _mm512_scalef_ps halves_scalef
 #define _mm512_slli_epi32 halves_slli
 #define _mm512_srli_epi32 halves_srli
+#define _mm512_srai_epi32 halves_srai
+#define _mm512_cvtps_epi32 halves_whole
+#define _mm512_cvtepi32_epi8 halves_bytes
 #define _mm512_cvtepu16_epi32 halves_wide16
 #define _mm512_cvtepu8_epi32 halves_wide8
 #define _mm512_cvtepi8_epi32 halves_signed8
@@ -252,6 +267,7 @@ THREE_BY_HALVES(halves_fnmadd, _mm256_fnmadd_ps)
 #define _mm512_mask_storeu_epi32 halves_keep_words
 #define _mm512_maskz_loadu_epi16 halves_some_numbers
 #define _mm512_mask_storeu_epi16 halves_keep_numbers
+#define _mm512_maskz_loadu_epi8 halves_some_bytes
 #define _mm256_maskz_loadu_epi16 halves_some_half
 #define _mm256_mask_storeu_epi16 halves_keep_half
 
@@ -264,6 +280,17 @@ inline Floats halves_round(Floats x) { return {_mm256_round_ps(x.low, 8), _mm256
 inline Floats halves_scalef(Floats x, Floats n) { return {times_power(x.low, n.low), times_power(x.high, n.high)}; }
 inline Words halves_slli(Words x, int n) { return {_mm256_slli_epi32(x.low, n), _mm256_slli_epi32(x.high, n)}; }
 inline Words halves_srli(Words x, int n) { return {_mm256_srli_epi32(x.low, n), _mm256_srli_epi32(x.high, n)}; }
+inline Words halves_srai(Words x, int n) { return {_mm256_srai_epi32(x.low, n), _mm256_srai_epi32(x.high, n)}; }
+inline Words halves_whole(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+inline __m128i halves_bytes(Words x) {  // the lowest byte of each
+  const __m256i last = _mm256_set1_epi32(255);
+  const __m256i pairs = _mm256_packus_epi32(_mm256_and_si256(x.low, last), _mm256_and_si256(x.high, last));
+  const __m256i turned = _mm256_permute4x64_epi64(pairs, 0xd8);
+  return _mm_packus_epi16(_mm256_castsi256_si128(turned), _mm256_extracti128_si256(turned, 1));
+}
+inline Words halves_dot_bytes(Words sum, Words a, Words b) {
+  return {add_byte_products(sum.low, a.low, b.low), add_byte_products(sum.high, a.high, b.high)};
+}
 inline Words halves_wide16(__m256i x) {
   return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1))};
 }
@@ -273,9 +300,6 @@ inline Floats halves_number(Words x) { return {_mm256_cvtepi32_ps(x.low), _mm256
 inline Words halves_two_to_bf16(Floats high, Floats low) { return {to_bf16(low), to_bf16(high)}; }
 inline Floats halves_dot(Floats sum, Words a, Words b) {
   return {add_products(sum.low, a.low, b.low), add_products(sum.high, a.high, b.high)};
-}
-inline Words halves_dot_bytes(Words sum, Words a, Words b) {
-  return {add_bytes(sum.low, a.low, b.low), add_bytes(sum.high, a.high, b.high)};
 }
 inline float halves_sum(Floats x) { return joined(_mm256_add_ps(x.low, x.high), sum_of); }
 inline float halves_highest(Floats x) { return joined(_mm256_max_ps(x.low, x.high), higher_of); }
@@ -294,6 +318,9 @@ inline void halves_keep_words(void* to, __mmask16 mask, Words x) {
 }
 inline Words halves_some_numbers(__mmask32 mask, const void* x) {
   return mask == ~0u ? read_words(x) : read_first<Words, uint16_t>(x, __builtin_popcount(mask));
+}
+inline Words halves_some_bytes(__mmask64 mask, const void* x) {
+  return mask == ~0ull ? read_words(x) : read_first<Words, int8_t>(x, __builtin_popcountll(mask));
 }
 inline void halves_keep_numbers(void* to, __mmask32 mask, Words x) {
   mask == ~0u ? write_words(to, x) : write_first<uint16_t>(to, x, __builtin_popcount(mask));

@@ -13,7 +13,7 @@ typedef uint16_t bf16;
 #define WITH_BF16
 constexpr bool HALVED = true;
 #else
-#define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+#define WITH_BF16 __attribute__((target("avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx512vnni")))
 constexpr bool HALVED = false;
 #endif
 

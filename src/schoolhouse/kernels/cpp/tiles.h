@@ -12,7 +12,7 @@
 #define WITH_TILES __attribute__((target("amx-tile,amx-bf16")))
 #else
 #define WITH_TILES \
-  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")))
+  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #endif
 
 namespace {
