@@ -10,8 +10,9 @@ from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.latent_layers import LatentLayers
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels import native
+from schoolhouse.kernels.attention import Scoring, attend
 from schoolhouse.kernels.experts import mix_experts_plain
-from schoolhouse.kernels.heads import HeadProducts
+from schoolhouse.kernels.heads import HeadProducts, look_at_latents
 from schoolhouse.kernels.packed_experts import PackedExperts, Rules
 from schoolhouse.model import transformer
 from schoolhouse.model.families import from_hf
@@ -229,3 +230,25 @@ def test_each_head_has_a_product_of_its_own(columns, inner):
     exact = torch.einsum("mhk,hnk->mhn", x.double(), matrices.double())
     near(out[..., :columns], exact, torch.einsum("mhk,hnk->mhn", x, matrices))
     assert not out[..., columns:].any()
+
+
+@pytest.mark.parametrize(("heads", "width", "rank"), [(8, 80, 64), (20, 48, 32), (3, 32, 16), (16, 96, 96)])
+@pytest.mark.parametrize("level", [None, "avx512", "avx2"])
+def test_heads_see_what_they_would_see_one_by_one(monkeypatch, kernels_anew, heads, width, rank, level):
+    if level:
+        monkeypatch.setenv(native.LEVEL, level)
+    q, held = draw(3, 2, heads, width), draw(3, 1, 320, width, seed=1)
+    lengths, scoring = torch.tensor([317, 0, 30]), Scoring(0.3)
+    got = look_at_latents(q, held, rank, lengths, scoring)
+    hidden = torch.arange(320)[None, None] > (lengths[:, None] + torch.arange(2))[..., None]
+    bias = torch.zeros(3, 2, 320).masked_fill(hidden, float("-inf"))
+    exact = attend(q.double(), held.double(), held[..., :rank].double(), bias.double(), scoring)
+    near(got, exact, attend(q, held, held[..., :rank], bias.bfloat16(), scoring))
+    held[0, :, 319:], held[1, :, 2:], held[2, :, 32:] = float("nan"), float("nan"), float("nan")
+    assert torch.equal(look_at_latents(q, held, rank, lengths, scoring), got), "nobody sees what comes later"
+    for text in range(3):
+        for token in range(2):
+            one = look_at_latents(
+                q[text, None, token, None], held[text, None], rank, lengths[text, None] + token, scoring
+            )
+            assert torch.equal(one[0, 0], got[text, token])

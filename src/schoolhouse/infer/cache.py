@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
+from schoolhouse.kernels.heads import look_at_latents
 from schoolhouse.kernels.native import takes
 from schoolhouse.kernels.texts import Layout, attend_layout
 from schoolhouse.model.attention import Context, Expands
@@ -110,7 +111,9 @@ class DecodeContext(Context):
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, form: Expands, scoring: Scoring) -> Tensor:
         """See `Context.attend_latent`; the latents are never expanded."""
         (held,) = self._held(layer, latent)  # (B, 1, S, R + Dr), key and value of all heads
-        return form.emerge(self._look(form.absorb(q), held, held[..., : form.rank], scoring))
+        q = form.absorb(q)
+        seen = look_at_latents(q, held, form.rank, self.positions[:, 0], scoring)
+        return form.emerge(self._look(q, held, held[..., : form.rank], scoring) if seen is None else seen)
 
     def _look(self, q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         lasts, tokens = self._lasts, q.shape[1]

@@ -1,19 +1,21 @@
-"""Each head's own product: what takes queries to latents and latents to values, without gradients.
+"""Heads that share latents: each one's own product, to latents and from them, and what all see there; no gradients.
 
 torch's batched product sums in an order that hangs on how many rows there are, and lays the matrices out every time.
-`torch.einsum` is the twin.
+`torch.einsum` is the twin of the products, `attend` of `kernels/attention.py` that of attention.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from schoolhouse.kernels.native import library
+from schoolhouse.kernels.attention import Scoring
+from schoolhouse.kernels.native import library, takes
 from schoolhouse.kernels.packed_experts import Copied
 from schoolhouse.kernels.packed_weight import Matrix, can_pack
 
 LANES = 16  # columns of a head come in such groups, for the heads' lie end to end
 ROOM = 32
+BLOCK = 32  # tokens by which memory is read
 
 
 class HeadProducts:
@@ -56,3 +58,21 @@ class PackedHeads(Copied):
 def can_pack_heads(weight: Tensor, still: int, depth: int) -> bool:
     """True if the C++ takes such heads."""
     return can_pack(weight) and still % 2 == 0 and depth % LANES == 0 and weight.shape[1] % LANES == 0
+
+
+def look_at_latents(q: Tensor, held: Tensor, rank: int, lengths: Tensor, scoring: Scoring) -> Tensor | None:
+    """What T tokens of each text see in its latents, each those before it and its own; None where no kernel does it.
+
+    q: (B, T, H, R + Dr); held: (B, 1, S, R + Dr), new tokens in their places; lengths: (B,) int64, tokens that each
+    text held before these. Returns (B, T, H, R).
+    """
+    native, (texts, tokens, heads, width) = library(), q.shape
+    fits = width % LANES == 0 and rank % LANES == 0 and held.stride(3) == 1 and held.shape[2] % BLOCK == 0
+    if native is None or not takes(q, held) or not fits or scoring.window is not None or scoring.cap is not None:
+        return None
+    q, lengths, out = q.contiguous(), lengths.contiguous(), q.new_empty(texts, tokens, heads, rank)
+    native.look_latent(
+        q.data_ptr(), held.data_ptr(), held.stride(0), held.stride(2), lengths.data_ptr(), out.data_ptr(), texts,
+        tokens, heads, width, rank, scoring.scale,
+    )  # fmt: skip
+    return out

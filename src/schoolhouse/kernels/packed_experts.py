@@ -49,30 +49,41 @@ class Copied:
         )
 
 
-class PackedExperts(Copied):
+class PackedExperts:
     """A copy of a router (E, D) and of its experts, gate (F, D), up (F, D) and down (D, F) of each, all bf16."""
 
-    def __init__(
-        self,
-        router: Tensor,
-        bias: Tensor | None,
-        experts: Sequence[Tensor],
-        rules: Rules,
-    ) -> None:
+    def __init__(self, router: Tensor, bias: Tensor | None, experts: Sequence[Tensor], rules: Rules) -> None:
         """experts: gate, up and down of each."""
-        super().__init__(_all(router, bias, experts))
+        self._of_router, self._of_experts = Copied(_both(router, bias)), Copied(experts)
         self.rules, (self.inner, self._width) = rules, experts[0].shape
         self._router = F.pad(router.detach().double(), (0, 0, 0, -len(router) % PLACES)).t().contiguous()  # (D, places)
         self._bias = None if bias is None else bias.detach().float().clone()
         self._packed, self._addresses = pack_together(experts)
+        self._count = len(experts) // 3
         self.words = feed_words(
             self._router.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(), self._addresses.data_ptr(),
-            len(experts) // 3, self.inner, rules,
+            self._count, self.inner, rules,
         )  # fmt: skip
 
-    def holds(self, router: Tensor, bias: Tensor | None, experts: Sequence[Tensor]) -> bool:
-        """True while this is a copy of them. experts: gate, up and down of each."""
-        return self.is_of(_all(router, bias, experts))
+    def routes_as(self, router: Tensor, bias: Tensor | None) -> bool:
+        """True while this is a copy of that router."""
+        return self._of_router.is_of(_both(router, bias))
+
+    def is_of(self, experts: Sequence[Tensor]) -> bool:
+        """True while this is a copy of these experts: gate, up and down of each."""
+        return self._of_experts.is_of(experts)
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each row's experts (N, A) int64, their shares (N, A) and all scores (N, E) float32. x: (N, D) bf16."""
+        native, (rows, width) = library(), x.shape
+        assert native is not None, "nothing is packed where there are no kernels"
+        x, words, choices = x.contiguous(), torch.tensor(self.words, dtype=torch.int64), self.rules.choices
+        chosen = torch.empty(rows, choices, dtype=torch.int64)
+        shares, scores = (torch.empty(rows, columns, dtype=torch.float32) for columns in (choices, self._count))
+        native.choose_rows(
+            words.data_ptr(), x.data_ptr(), chosen.data_ptr(), shares.data_ptr(), scores.data_ptr(), rows, width
+        )
+        return chosen, shares, scores
 
     def mixed(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """Each row's sum over its experts. x: (N, D) bf16; chosen: (N, A) int64; shares: (N, A) float32; to (N, D)."""
@@ -88,8 +99,8 @@ class PackedExperts(Copied):
         return out
 
 
-def _all(router: Tensor, bias: Tensor | None, experts: Sequence[Tensor]) -> list[Tensor]:
-    return [router, *([] if bias is None else [bias]), *experts]
+def _both(router: Tensor, bias: Tensor | None) -> list[Tensor]:
+    return [router] if bias is None else [router, bias]
 
 
 def can_pack_experts(router: Tensor, experts: Sequence[Tensor]) -> bool:
@@ -107,6 +118,7 @@ def pack_together(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     sizes = torch.tensor([0, *((-(-m.shape[0] // FILL) * FILL) * m.shape[1] for m in matrices)])
     ends = sizes.cumsum(0)
     packed = torch.empty(int(ends[-1]), dtype=torch.bfloat16)
+    native.ask_large_pages(packed.data_ptr(), packed.nbytes)
     addresses = packed.data_ptr() + 2 * ends[:-1]
     for matrix, address in zip(matrices, addresses.tolist(), strict=True):
         native.pack_weight(matrix.data_ptr(), matrix.stride(0), *matrix.shape, address)

@@ -56,10 +56,12 @@ class Router(nn.Module):
     """Scores of the experts, in fp32 whatever the network's type.
 
     Where no gradient is kept they are computed in fp64 and rounded: the last bits of torch's sums and sigmoids hang on
-    the number of rows, and a token's reply must not.
+    the number of rows, and a token's reply must not. `packed` is the mixture's copy, by which that is
+    one call.
     """
 
     e_score_correction_bias: Tensor | None
+    packed: PackedExperts | None = None
 
     def __init__(self, config: ModelConfig, moe: MoE) -> None:
         super().__init__()
@@ -70,9 +72,16 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x: (N, D)."""
+        if self.packed is not None and not torch.is_grad_enabled() and takes(x) and self.is_packed:
+            return Routing(*self.packed.choose(x))
         wide = torch.float32 if keeps_gradient(x, self.weight) else torch.float64
         logits = F.linear(x.to(wide), self.weight.to(wide))
         return route(logits, self.e_score_correction_bias, self._moe)
+
+    @property
+    def is_packed(self) -> bool:
+        """True while there is a copy that holds."""
+        return self.packed is not None and self.packed.routes_as(self.weight, self.e_score_correction_bias)
 
 
 class MixtureOfExperts(nn.Module):
@@ -108,14 +117,17 @@ class MixtureOfExperts(nn.Module):
             moe.num_experts_per_tok, moe.n_group, moe.topk_group, sigmoid, moe.norm_topk_prob, moe.routed_scaling_factor
         )
         gate = self.gate
-        self.packed = PackedExperts(gate.weight, gate.e_score_correction_bias, matrices, rules)
+        self.packed = gate.packed = PackedExperts(gate.weight, gate.e_score_correction_bias, matrices, rules)
+
+    def unpack(self) -> None:
+        """Drop that copy."""
+        self.packed = self.gate.packed = None
 
     @property
     def packed_experts(self) -> PackedExperts | None:
         """The copy, while it is one of the weights that there are."""
-        gate, copy = self.gate, self.packed
-        holds = copy is not None and copy.holds(gate.weight, gate.e_score_correction_bias, self._matrices())
-        return copy if holds else None
+        copy = self.packed
+        return copy if copy is not None and self.gate.is_packed and copy.is_of(self._matrices()) else None
 
     def _can_pack(self) -> bool:
         plain = all(isinstance(getattr(e, name), Linear) for e in self.experts for name in PROJECTIONS)

@@ -147,8 +147,10 @@ class Transformer(nn.Module):
         """Drop those copies: training needs their memory."""
         self._packed_head = None
         for layer in self.modules():
-            if isinstance(layer, Linear | LatentAttention | MixtureOfExperts):
+            if isinstance(layer, Linear | LatentAttention):
                 layer.packed = None
+            elif isinstance(layer, MixtureOfExperts):
+                layer.unpack()
 
     def hidden(self, ids: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm. ids: (B, T) int64; returns (B, T, D)."""

@@ -11,14 +11,14 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "latents.h"
 #include "matrix.h"
 #include "rows.h"
 #include "turned.h"
 
 namespace {
 
-constexpr long ROOM = 32;    // rows that a product wants room for, and multiples of which buffers hold
-constexpr long ABREAST = 16;  // heads that look at a text's latents together
+constexpr long ROOM = 32;  // rows that a product wants room for, and multiples of which buffers hold
 
 // Of a network and a call, as they are told in whole numbers.
 struct Sizes {
@@ -49,6 +49,39 @@ void multiply_heads(const bf16* x, long x_row, long x_head, const bf16* packed, 
       alone.multiply(x + i * x_row + h * x_head, x_row, std::min(rows - i, BLOCK_ROWS), packed + h * n * k, n, k,
                      y + i * y_row + h * y_head, y_row);
   alone.finish();
+}
+
+// Where the cache holds latents: numbers from one text and token to the next.
+struct Held {
+  bf16* first;
+  long by_text, by_token;
+};
+
+// q (texts, tokens, heads, width) over each text's latents, of which a token sees those before it and its own, to out (texts,
+// tokens, heads, depth). The threads share it.
+WITH_TILES void look_at_latents(const bf16* q, const Held& held, const int64_t* lengths, bf16* out, long texts, long tokens,
+                                long heads, long width, long depth, float scale) {
+  const long groups = up(heads, ABREAST);
+  const bool tiles = Latents::takes(width, depth);
+  Latents latents;
+  Room room;
+  if (tiles) open_tiles();
+  const long even = texts * groups / (TURNS_A_THREAD * omp_get_num_threads()), turn = even < 1 ? 1 : even;
+#pragma omp for schedule(dynamic, turn) collapse(2)
+  for (long b = 0; b < texts; b++)
+    for (long g = 0; g < groups; g++)
+      for (long t = 0; t < tokens; t++) {
+        const long first = (b * tokens + t) * heads + g * ABREAST, share = std::min(ABREAST, heads - g * ABREAST);
+        const long count = lengths[b] + t + 1;
+        const bf16 *own = held.first + b * held.by_text, *queries = q + first * width;
+        if (tiles)
+          latents.look(queries, share, own, held.by_token, count, t + 1 < tokens || b + 1 == texts ? nullptr : own + held.by_text,
+                       out + first * depth, width, depth, scale);
+        else
+          attend_rows(queries, own, held.by_token, own, held.by_token, count, nullptr, out + first * depth, share, width,
+                      depth, scale, 0.0f, room);
+      }
+  if (tiles) close_tiles();
 }
 
 // What a layer's operations hand to one another, and the room that they need.
@@ -111,17 +144,9 @@ struct Looking {
     }
   }
 
-  void look(const Layer& layer, Room& room) const {
-    const long wide = s.rank + s.turning, groups = up(s.heads, ABREAST);
-#pragma omp for schedule(dynamic, 1) collapse(2)
-    for (long b = 0; b < s.texts; b++)
-      for (long g = 0; g < groups; g++)
-        for (long t = 0; t < s.tokens; t++) {
-          const bf16* held = layer.held + b * by_text;
-          const long first = (b * s.tokens + t) * s.heads + g * ABREAST, share = std::min(ABREAST, s.heads - g * ABREAST);
-          attend_rows(to.absorbed + first * wide, held, by_token, held, by_token, lengths[b] + t + 1, nullptr,
-                      to.seen + first * s.rank, share, wide, s.rank, scale, 0.0f, room);
-        }
+  void look(const Layer& layer) const {
+    look_at_latents(to.absorbed, {layer.held, by_text, by_token}, lengths, to.seen, s.texts, s.tokens, s.heads,
+                    s.rank + s.turning, s.rank, scale);
   }
 
   // Sums of latents to sums of values, and out of all heads.
@@ -151,7 +176,6 @@ WITH_BF16 void decode_latent(const int64_t* sizes, const int64_t* layers, bf16* 
   const Looking looking = {s, to, cosine, sine, lengths, by_text, by_token, all, latent_eps, scale};
 #pragma omp parallel
   {
-    Room room;
     FeedForward feed(all, s.choices, s.width, s.inner, s.common_inner, to.rest);
 #pragma omp for schedule(static)
     for (long b = 0; b < all; b++)
@@ -160,7 +184,7 @@ WITH_BF16 void decode_latent(const int64_t* sizes, const int64_t* layers, bf16* 
       const Layer& layer = all_layers[l];
       looking.project(layer);
       looking.absorb(layer);
-      looking.look(layer, room);
+      looking.look(layer);
       looking.emerge(layer);
 #pragma omp for schedule(static)
       for (long b = 0; b < all; b++) {
@@ -190,6 +214,13 @@ void head_products(const bf16* x, long x_row, long x_head, const bf16* packed, b
       for (long h = 0; h < heads; h++) memcpy(laid + (b * heads + h) * k, x + b * x_row + h * x_head, k * sizeof(bf16));
     multiply_heads(laid, heads * k, k, packed, y, y_row, y_head, rows, heads, n, k);
   }
+}
+
+// See `look_at_latents`; lengths: tokens that each text holds before these, which the cache holds, too.
+void look_latent(const bf16* q, bf16* held, long by_text, long by_token, const int64_t* lengths, bf16* out, long texts,
+                 long tokens, long heads, long width, long depth, float scale) {
+#pragma omp parallel
+  look_at_latents(q, {held, by_text, by_token}, lengths, out, texts, tokens, heads, width, depth, scale);
 }
 
 }  // extern "C"

@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 
@@ -16,21 +17,34 @@ namespace {
 
 constexpr long TOGETHER = 4, EIGHT = 8;      // rows whose scores are summed at once; fp64 numbers of a register
 constexpr long PLACES = 2 * EIGHT;           // experts, likewise
-constexpr long TURNS = 16;                   // of a thread, at least, where there are columns enough
+constexpr long TURNS = 8;                    // of a thread, at least, where there are columns enough
 constexpr long STRIDE = 4 * LANES;           // numbers of a sum that registers hold
 
 typedef double Eight __attribute__((vector_size(64)));
 
-// Scores of up to 4 rows: (rows, places).
-WITH_BF16 void score(const Feed& f, const bf16* x, long rows, long width, double* wide, double* scores) {
+// What one thread needs to choose experts.
+struct Choosing {
+  std::vector<double> wide, scores, rank, best;
+  std::vector<char> taken, kept;
+
+  Choosing(const Feed& f, long width)
+      : wide(TOGETHER * width), scores(TOGETHER * up(f.experts, PLACES) * PLACES), rank(f.experts), best(f.groups),
+        taken(f.experts), kept(f.groups) {}
+};
+
+// Scores of up to 4 rows: (rows, places). A product and its sum are rounded once, as one instruction does it.
+__attribute__((optimize("fp-contract=fast"))) WITH_BF16 void score(const Feed& f, const bf16* x, long rows, long width,
+                                                                   Choosing& room) {
   const long places = up(f.experts, PLACES) * PLACES;
-  for (long r = 0; r < TOGETHER; r++)
-    for (long i = 0; i < width; i++) {
-      const uint32_t bits = (uint32_t)x[(r < rows ? r : 0) * width + i] << 16;
-      float number;
-      memcpy(&number, &bits, sizeof(bits));
-      wide[r * width + i] = number;
+  double *wide = room.wide.data(), *scores = room.scores.data();
+  for (long r = 0; r < TOGETHER; r++) {
+    const bf16* from = x + (r < rows ? r : 0) * width;
+    for (long i = 0; i < width; i += LANES) {
+      alignas(64) float numbers[LANES];
+      _mm512_store_ps(numbers, widen(from + i));
+      for (long j = 0; j < LANES; j++) wide[r * width + i + j] = numbers[j];
     }
+  }
   for (long e = 0; e < places; e += PLACES) {
     Eight sum[TOGETHER][2] = {};
     for (long i = 0; i < width; i++) {
@@ -66,11 +80,13 @@ void squash(const Feed& f, double* scores) {
 }
 
 // Experts of groups that are left out are taken from the start.
-void leave_groups_out(const Feed& f, const double* rank, std::vector<char>& taken) {
+void leave_groups_out(const Feed& f, Choosing& room) {
   const long size = f.experts / f.groups;
-  std::vector<double> best(f.groups);
+  const double* rank = room.rank.data();
+  std::vector<double>& best = room.best;
+  std::vector<char>&taken = room.taken, &kept = room.kept;
   for (long g = 0; g < f.groups; g++) {
-    const long first = best_of(rank, taken, g * size, size);
+    const long first = std::max(best_of(rank, taken, g * size, size), g * size);
     best[g] = rank[first];
     if (!f.bias) continue;
     taken[first] = 1;
@@ -78,17 +94,18 @@ void leave_groups_out(const Feed& f, const double* rank, std::vector<char>& take
     best[g] += second < 0 ? 0 : rank[second];
     taken[first] = 0;
   }
-  std::vector<char> kept(f.groups, 0);
+  std::fill(kept.begin(), kept.end(), 0);
   for (long i = 0; i < f.kept_groups; i++) kept[std::max(best_of(best.data(), kept, 0, f.groups), 0l)] = 1;
   for (long e = 0; e < f.experts; e++) taken[e] = !kept[e / size];
 }
 
-void choose(const Feed& f, double* scores, int64_t* chosen, float* shares) {
+void choose(const Feed& f, double* scores, Choosing& room, int64_t* chosen, float* shares, float* told) {
   squash(f, scores);
-  std::vector<double> rank(scores, scores + f.experts);
-  for (long e = 0; e < f.experts && f.bias; e++) rank[e] += f.bias[e];
-  std::vector<char> taken(f.experts, 0);
-  if (f.groups > 1) leave_groups_out(f, rank.data(), taken);
+  for (long e = 0; e < f.experts && told; e++) told[e] = scores[e];
+  std::vector<double>& rank = room.rank;
+  std::vector<char>& taken = room.taken;
+  for (long e = 0; e < f.experts; e++) rank[e] = scores[e] + (f.bias ? f.bias[e] : 0), taken[e] = 0;
+  if (f.groups > 1) leave_groups_out(f, room);
   double total = 0;
   for (long c = 0; c < f.choices; c++) {
     chosen[c] = std::max(best_of(rank.data(), taken, 0, f.experts), 0l);
@@ -105,14 +122,16 @@ long filled(long rows) { return up(rows, BLOCK_ROWS) * BLOCK_ROWS + BLOCK_ROWS; 
 
 }  // namespace
 
-void choose_experts(const Feed& f, const bf16* x, long first, long last, long width, int64_t* chosen, float* shares) {
+void choose_experts(const Feed& f, const bf16* x, long first, long last, long width, int64_t* chosen, float* shares,
+                    float* scores) {
   const long places = up(f.experts, PLACES) * PLACES;
-  std::vector<double> wide(TOGETHER * width), scores(TOGETHER * places);
+  Choosing room(f, width);
   for (long b = first; b < last; b += TOGETHER) {
     const long rows = std::min(TOGETHER, last - b);
-    score(f, x + b * width, rows, width, wide.data(), scores.data());
+    score(f, x + b * width, rows, width, room);
     for (long r = 0; r < rows; r++)
-      choose(f, scores.data() + r * places, chosen + (b + r) * f.choices, shares + (b + r) * f.choices);
+      choose(f, room.scores.data() + r * places, room, chosen + (b + r) * f.choices, shares + (b + r) * f.choices,
+             scores ? scores + (b + r) * f.experts : nullptr);
   }
 }
 
@@ -174,6 +193,11 @@ void FeedForward::multiply(bool down) {
         alone.multiply(group.held, k, group.rows, group.by.down + from * k, columns, k, group.out + from, n);
         continue;
       }
+      if (Alone::by_tiles(k)) {
+        alone.multiply_gated(group.x, k, group.rows, group.by.gate + from * k, group.by.up + from * k, columns, k,
+                             group.held + from, n);
+        continue;
+      }
       up_.resize(BLOCK_ROWS * each);
       for (long i = 0; i < group.rows; i += BLOCK_ROWS) {
         const long rows = std::min(BLOCK_ROWS, group.rows - i);
@@ -193,8 +217,8 @@ void FeedForward::run(const Feed& feed, const bf16* x, const int64_t* chosen, co
   if (feed.router) {
     if (!chosen) {
 #pragma omp for schedule(static)
-      for (long b = 0; b < rows_; b += TOGETHER)
-        choose_experts(feed, x, b, std::min(b + TOGETHER, rows_), width_, own_chosen_, own_shares_);
+      for (long b = 0; b < rows_; b += 2 * TOGETHER)
+        choose_experts(feed, x, b, std::min(b + 2 * TOGETHER, rows_), width_, own_chosen_, own_shares_, nullptr);
     }
     sort();
     gather(x);
@@ -223,6 +247,20 @@ WITH_BF16 void FeedForward::row(long number, bf16* y) const {
 }
 
 extern "C" {
+
+// Asks for pages of 2 MB in fresh memory, of which what is read from end to end needs fewer.
+void ask_large_pages(void* start, long bytes) {
+  constexpr uintptr_t PAGE = 1 << 21;
+  const uintptr_t first = ((uintptr_t)start + PAGE - 1) / PAGE * PAGE, last = ((uintptr_t)start + bytes) / PAGE * PAGE;
+  if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
+}
+
+// See `choose_experts`. `words` hold a `Feed`.
+void choose_rows(const int64_t* words, const bf16* x, int64_t* chosen, float* shares, float* scores, long rows, long width) {
+#pragma omp parallel for schedule(static)
+  for (long b = 0; b < rows; b += BLOCK_ROWS)
+    choose_experts(*(const Feed*)words, x, b, std::min(b + BLOCK_ROWS, rows), width, chosen, shares, scores);
+}
 
 // y (rows, width): each row's sum over its experts of share times what it becomes there. x (rows, width); chosen and shares
 // (rows, choices); scratch as `FeedForward` wants it. `words` hold a `Feed`.

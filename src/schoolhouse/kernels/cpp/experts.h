@@ -25,8 +25,10 @@ struct Feed {
   int64_t common_inner;
 };
 
-// Logits of each row's experts to the chosen ones and their shares, each (rows, choices), the best first.
-void choose_experts(const Feed& feed, const bf16* x, long first, long last, long width, int64_t* chosen, float* shares);
+// The experts of rows x (rows, width) and their shares, each (rows, choices), the best first; and unless that is null what
+// all experts were given (rows, experts). Of the rows from the first to before the last.
+void choose_experts(const Feed& feed, const bf16* x, long first, long last, long width, int64_t* chosen, float* shares,
+                    float* scores);
 
 // Each thread of a parallel region makes one, for so many rows of one width, and all use it alike. The scratch is shared.
 class FeedForward {
