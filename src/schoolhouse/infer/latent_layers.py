@@ -45,6 +45,7 @@ class LatentLayers:
              self._choices, self._inner, self._common]
         )  # fmt: skip
         self._placed: list[tuple[Tensor, ...]] | None = None
+        self._scratch = torch.empty(0, dtype=torch.bfloat16)  # kept: memory that was never touched costs more
 
     @classmethod
     def made_for(cls, model: Transformer, cache: SlotCache) -> LatentLayers | None:
@@ -70,11 +71,13 @@ class LatentLayers:
         x = model.embed(ids).flatten(0, 1).contiguous()  # (B * T, D)
         cos, sin = model.rotary.tables(lengths[:, None] + torch.arange(tokens), x.dtype)[FULL]
         self._sizes[1], self._sizes[2] = texts, tokens
-        scratch = x.new_empty(self._room(texts * tokens))
+        room = self._room(texts * tokens)
+        if room > len(self._scratch):
+            self._scratch = x.new_empty(room)
         native.decode_latent(
             self._sizes.data_ptr(), self._words.data_ptr(), x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             lengths.data_ptr(), by_text, by_token, layers_of(model)[0].self_attn.scoring.scale, config.rms_norm_eps,
-            LATENT_EPS, scratch.data_ptr(),
+            LATENT_EPS, self._scratch.data_ptr(),
         )  # fmt: skip
         normed: Tensor = model.model.norm(x.view(texts, tokens, config.hidden_size))
         return normed

@@ -44,9 +44,9 @@ void rows_by(const bf16* x, long stride, long m, const bf16* panels, long k, bf1
 
 inline __mmask32 columns_left(long n) { return n >= COLUMNS ? ~0u : (1u << n) - 1; }
 
-// What gates become with what stands beside them, on its way to bf16: `Leaving` for two blocks of sums. The first half of its
-// turns are columns 0-15 of each row, so that the product of the next block's gates takes these along and that of what
-// stands beside them the others.
+// What gates become with what stands beside them, on its way to bf16: `Leaving` for two blocks of sums. The first half of
+// its turns are columns 0-15 of each row, so that the product of the next block's gates takes these along and that of
+// what stands beside them the others.
 struct Gating {
   const Sums *gate, *up;
   bf16* y;
@@ -105,8 +105,8 @@ class Alone {
   }
 
   // y (m, n) = gate * sigmoid(gate) * up, where gate and up are such products, each rounded. With tiles alone.
-  WITH_TILES void multiply_gated(const bf16* x, long stride, long m, const bf16* gates, const bf16* ups, long n, long k, bf16* y,
-                                 long y_stride) {
+  WITH_TILES void multiply_gated(const bf16* x, long stride, long m, const bf16* gates, const bf16* ups, long n, long k,
+                                 bf16* y, long y_stride) {
     for (long i = 0; i < m; i += BLOCK_ROWS) {
       const long count = m - i < BLOCK_ROWS ? m - i : BLOCK_ROWS;
       const bf16* rows = x + i * stride;

@@ -57,8 +57,8 @@ struct Held {
   long by_text, by_token;
 };
 
-// q (texts, tokens, heads, width) over each text's latents, of which a token sees those before it and its own, to out (texts,
-// tokens, heads, depth). The threads share it.
+// q (texts, tokens, heads, width) over each text's latents, of which a token sees those before it and its own, to out
+// (texts, tokens, heads, depth). The threads share it.
 WITH_TILES void look_at_latents(const bf16* q, const Held& held, const int64_t* lengths, bf16* out, long texts, long tokens,
                                 long heads, long width, long depth, float scale) {
   const long groups = up(heads, ABREAST);
@@ -74,9 +74,9 @@ WITH_TILES void look_at_latents(const bf16* q, const Held& held, const int64_t* 
         const long first = (b * tokens + t) * heads + g * ABREAST, share = std::min(ABREAST, heads - g * ABREAST);
         const long count = lengths[b] + t + 1;
         const bf16 *own = held.first + b * held.by_text, *queries = q + first * width;
+        const bf16* following = t + 1 < tokens || b + 1 == texts ? nullptr : own + held.by_text;
         if (tiles)
-          latents.look(queries, share, own, held.by_token, count, t + 1 < tokens || b + 1 == texts ? nullptr : own + held.by_text,
-                       out + first * depth, width, depth, scale);
+          latents.look(queries, share, own, held.by_token, count, following, out + first * depth, width, depth, scale);
         else
           attend_rows(queries, own, held.by_token, own, held.by_token, count, nullptr, out + first * depth, share, width,
                       depth, scale, 0.0f, room);

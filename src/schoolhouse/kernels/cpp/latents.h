@@ -17,17 +17,19 @@ constexpr long ABREAST = TILE;     // heads that look at a text's latents togeth
 constexpr long LINE = 32;          // numbers that memory hands over at once
 constexpr long VALUES = 8 * DEEP;  // tokens whose values are laid out at once
 
-// One thread's room for it. Sums over tokens are made in their order, 32 at once: what lies behind a text counts for nothing.
+// One thread's room for it. Sums over tokens are made in their order, 32 at once: what lies behind a text counts nothing.
 class Latents {
  public:
   ~Latents() { free(room_); }
 
-  static bool takes(long width, long depth) { return tiles_allowed && width % 2 == 0 && width >= DEEP && depth % DEEP == 0; }
+  static bool takes(long width, long depth) {
+    return tiles_allowed && width % 2 == 0 && width >= DEEP && depth % DEEP == 0;
+  }
 
   // q (heads, width), at most 16, over `count` latents (count, width), rows so far apart, to out (heads, depth). Latents are
   // read up to a multiple of 32. following: others that come next, to be asked for, or null.
-  WITH_TILES void look(const bf16* q, long heads, const bf16* held, long stride, long count, const bf16* following, bf16* out,
-                       long width, long depth, float scale) {
+  WITH_TILES void look(const bf16* q, long heads, const bf16* held, long stride, long count, const bf16* following,
+                       bf16* out, long width, long depth, float scale) {
     const long padded = up(count, DEEP) * DEEP;
     lay_room(padded, width, depth);
     score(q, heads, held, stride, padded, width);
@@ -35,7 +37,8 @@ class Latents {
     for (long s = 0; s < padded; s += VALUES) add_values(held, stride, s, std::min(padded - s, VALUES), count, depth);
     for (long h = 0; h < heads; h++)
       for (long d = 0; d < depth; d += LANES)
-        narrow(out + h * depth + d, _mm512_mul_ps(_mm512_load_ps(sums_ + d * TILE + h * LANES), _mm512_set1_ps(inverse_[h])));
+        narrow(out + h * depth + d,
+               _mm512_mul_ps(_mm512_load_ps(sums_ + d * TILE + h * LANES), _mm512_set1_ps(inverse_[h])));
   }
 
  private:
