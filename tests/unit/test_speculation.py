@@ -101,6 +101,7 @@ def test_drafts_change_nothing(model, slots, eager):
         lambda: llama(hidden_size=64),
         lambda: llama(**FUSED),
         lambda: deepseek(**LATENT),
+        lambda: deepseek(**LATENT, v_head_dim=16),
         lambda: deepseek(first_k_dense_replace=2),
     ],
 )
@@ -119,7 +120,8 @@ def test_in_bf16_a_text_is_the_same_to_the_bit(make, temperature, eager):
 
 @needs_kernels
 def test_a_pass_over_several_tokens_rounds_as_passes_over_one():
-    for model in (llama(torch.bfloat16, hidden_size=64), deepseek(**LATENT).bfloat16()):
+    latent = (deepseek(**LATENT).bfloat16(), deepseek(**LATENT, v_head_dim=16).bfloat16())
+    for model in (llama(torch.bfloat16, hidden_size=64), *latent):
         model.pack()
         ids = torch.randint(0, 300, (3, 5), generator=torch.Generator().manual_seed(0))
         lengths, found = torch.tensor([30, 7, 0]), []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.attention_codes import Codes, attend_one_codes
+from schoolhouse.kernels.heads import look_at_latents
 from schoolhouse.kernels.native import takes
 from schoolhouse.kernels.pages import in_large_pages
 from schoolhouse.kernels.texts import Layout, attend_layout
@@ -154,7 +155,11 @@ class DecodeContext(Context):
         """See `Context.attend_latent`; the latents are never expanded."""
         (held,) = self._held(layer, latent)  # (B, 1, S, R + Dr), key and value of all heads
         values = held.first() if isinstance(held, Codes) else held[..., : form.rank]
-        return form.emerge(self._look(form.absorb(q), held, values, scoring))
+        q = form.absorb(q)
+        seen = None
+        if isinstance(held, Tensor):
+            seen = look_at_latents(q, held, form.rank, self.positions[:, 0], scoring)
+        return form.emerge(self._look(q, held, values, scoring) if seen is None else seen)
 
     def _held(self, layer: int, *new: Tensor) -> list[Tensor | Codes]:
         """What the running slots hold of a layer, the new tokens (B, T, Hk, Dh) put in: each (B, Hk, S, Dh)."""

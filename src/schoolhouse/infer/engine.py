@@ -17,6 +17,7 @@ from torch import Tensor
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.infer.cache import KV, DecodeContext, PrefillContext, SlotCache
+from schoolhouse.infer.latent_layers import LatentLayers
 from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.infer.speculation import History, Speculation
@@ -101,7 +102,7 @@ class Engine:
         self._queue: deque[tuple[_Prompt, int, Sampling]] = deque()
         self._running: list[_Text] = []
         self._prefix: tuple[list[int], KV] | None = None
-        self._layers: FusedLayers | None = None
+        self._layers: FusedLayers | LatentLayers | None = None
         self._requests = 0
 
     def forget(self) -> None:
@@ -235,7 +236,8 @@ class Engine:
                 self._read_batch(batch, known, prefix[1] if prefix else None)
                 batch = []
         if self._layers is None or not self._layers.is_of(self.model):
-            self._layers = FusedLayers.made_for(self.model, self._cache)
+            made = FusedLayers.made_for(self.model, self._cache)
+            self._layers = made or LatentLayers.made_for(self.model, self._cache)
 
     def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
         lengths = [len(p.ids) - known for p in batch]

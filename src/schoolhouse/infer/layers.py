@@ -31,7 +31,7 @@ class FusedLayers:
         self._model, self._cache, self._config = model, cache, model.config
         self._matrices = matrices  # they own the memory that the words below point to
         words = []
-        for layer, each in zip(_layers(model), matrices, strict=True):
+        for layer, each in zip(layers_of(model), matrices, strict=True):
             norms = [
                 n.get_parameter("weight").data_ptr() for n in (layer.input_layernorm, layer.post_attention_layernorm)
             ]
@@ -45,14 +45,14 @@ class FusedLayers:
         """The layers in one call, or None where an operation is not among those that the call knows."""
         if library() is None or not takes(next(model.parameters()).detach()) or not _is_plain(model):
             return None
-        matrices = [[_matrix(linear) for linear in _linears(layer)] for layer in _layers(model)]
+        matrices = [[matrix_of(linear) for linear in _linears(layer)] for layer in layers_of(model)]
         known = [[matrix for matrix in each if matrix is not None] for each in matrices]
         shapes = {tuple(matrix.shape for matrix in each) for each in known}
         return cls(model, cache, known) if shapes == {_shapes(model.config)} else None
 
     def is_of(self, model: Transformer) -> bool:
         """True while the model's packed matrices are those that this was made from."""
-        now = (_matrix(linear) for layer in _layers(model) for linear in _linears(layer))
+        now = (matrix_of(linear) for layer in layers_of(model) for linear in _linears(layer))
         return all(a is b for a, b in zip(now, (m for each in self._matrices for m in each), strict=True))
 
     def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class FusedLayers:
         whole = (heads + 2 * kv_heads) * size
         rows, row = max(texts * tokens, FILL), width + max(whole, width) + heads * size + 2 * inner
         scratch = torch.empty(rows * row + room(rows, max(width, inner, heads * size)), dtype=x.dtype)
-        scale = _layers(self._model)[0].self_attn.scoring.scale
+        scale = layers_of(self._model)[0].self_attn.scoring.scale
         native.decode_layers(
             self._words.data_ptr(), len(self._words), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),
             self._strides.data_ptr(), texts, tokens, heads, kv_heads, size, width, inner, scale,
@@ -93,7 +93,8 @@ class FusedLayers:
         self._strides = torch.tensor([*rows.stride()[:3], *scales_of.stride()[:2]], dtype=torch.int64)
 
 
-def _layers(model: Transformer) -> list[DecoderLayer]:
+def layers_of(model: Transformer) -> list[DecoderLayer]:
+    """Those that give the hidden states, without the ones that predict further tokens."""
     held = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
     return held[: model.config.num_hidden_layers]
 
@@ -105,7 +106,7 @@ def _is_plain(model: Transformer) -> bool:
     rotates = not config.rope_interleave and config.rotary_dim in (None, config.head_dim)
     if config.mla is not None or config.qk_norm or not rotates or any(size % WIDTHS for size in sizes):
         return False
-    return all(_is_plain_layer(layer, i) for i, layer in enumerate(_layers(model)))
+    return all(_is_plain_layer(layer, i) for i, layer in enumerate(layers_of(model)))
 
 
 def _is_plain_layer(layer: DecoderLayer, place: int) -> bool:
@@ -131,7 +132,7 @@ def _shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     return (q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)
 
 
-def _matrix(linear: nn.Module) -> Matrix | None:
+def matrix_of(linear: nn.Module) -> Matrix | None:
     """What the layer would multiply by, or None if that is no packed matrix that still holds."""
     if isinstance(linear, QuantLinear):
         return linear.packed

@@ -99,6 +99,8 @@ def _sample_by_kernel(logits: Tensor, temperature: Tensor, greedy: Tensor, draws
     )  # fmt: skip
     total = sums.sum(-1)
     _check(total)
+    if bool(greedy.all()):
+        return best, -total.log()
     block, rest = _draw_block(sums, draws)
     places = block[:, None] * BLOCK + torch.arange(BLOCK)  # (B, BLOCK)
     near = logits.gather(1, places.clamp(max=words - 1)).float()

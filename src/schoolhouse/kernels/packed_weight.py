@@ -78,12 +78,8 @@ class PackedWeight(Matrix):
     """
 
     def __init__(self, weight: Tensor) -> None:
-        native, (columns, inner) = library(), weight.shape
-        assert native is not None, "can_pack says whether there are kernels"
         self._weight, self._version = weight.detach(), weight._version
-        packed = torch.empty(_filled(columns, FILL), inner, dtype=torch.bfloat16)
-        native.pack_weight(weight.data_ptr(), weight.stride(0), columns, inner, packed.data_ptr())
-        super().__init__(weight.shape, packed, 16)
+        super().__init__(weight.shape, laid_out(self._weight), 16)
 
     def is_of(self, weight: Tensor) -> bool:
         """True while the matrix has neither moved nor been written to since it was packed."""
@@ -106,6 +102,15 @@ class PackedCodes(Matrix):
         native.pack_codes(codes.data_ptr(), codes.stride(0), columns, inner, bits, packed.data_ptr())
         each = F.pad(scales, (0, 0, 0, filled - columns)).view(-1, FILL, groups).transpose(1, 2)
         super().__init__(codes.shape, packed, bits, each.contiguous())  # scales of `FILL` columns together
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """A copy of a bf16 matrix (N, K) in the order in which the product reads it, N filled up."""
+    native, (columns, inner) = library(), weight.shape
+    assert native is not None, "can_pack says whether there are kernels"
+    packed = torch.empty(_filled(columns, FILL), inner, dtype=torch.bfloat16)
+    native.pack_weight(weight.data_ptr(), weight.stride(0), columns, inner, packed.data_ptr())
+    return packed
 
 
 def _filled(count: int, to: int) -> int:

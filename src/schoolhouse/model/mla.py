@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from schoolhouse.kernels.attention import Scoring
 from schoolhouse.kernels.fused import turn
+from schoolhouse.kernels.heads import HeadProducts, PackedHeads, can_pack_heads
+from schoolhouse.kernels.native import takes
 from schoolhouse.model.attention import Context, Ropes
 from schoolhouse.model.config import FULL, ModelConfig
 from schoolhouse.model.layers import Linear, RMSNorm, softmax_scale
@@ -23,6 +25,8 @@ LATENT_EPS = 1e-6  # of the norms over latents, whatever the config says of the 
 
 class LatentAttention(nn.Module):
     """MLA. Shapes: `Dn` and `Dr` a query head's still and turning part, `Dv` a value head, `R` the latent."""
+
+    packed: PackedHeads | None = None
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -74,16 +78,50 @@ class LatentAttention(nn.Module):
         still, values = both.split((m.qk_nope_head_dim, m.v_head_dim), dim=-1)
         return torch.cat((still, key.expand(-1, -1, still.shape[2], -1)), dim=-1), values
 
+    @property
+    def is_packed(self) -> bool:
+        """True if there is nothing to pack: the copy of the heads' matrices holds, or no kernel would take it."""
+        return self.packed_heads is not None or not self._can_pack()
+
+    def pack(self) -> None:
+        """Make that copy anew."""
+        m = self.sizes
+        self.packed = PackedHeads(self.kv_b_proj.weight, m.qk_nope_head_dim, m.v_head_dim)
+
+    @property
+    def packed_heads(self) -> PackedHeads | None:
+        """The copy, while it is one of the weights that there are."""
+        linear = self.kv_b_proj
+        holds = self.packed is not None and isinstance(linear, Linear) and self.packed.is_of([linear.weight])
+        return self.packed if holds else None
+
+    def _can_pack(self) -> bool:
+        linear, m = self.kv_b_proj, self.sizes
+        return isinstance(linear, Linear) and can_pack_heads(linear.weight, m.qk_nope_head_dim, m.v_head_dim)
+
     def absorb(self, q: Tensor) -> Tensor:
         """Queries (B, T, H, Dn + Dr) to queries of latents (B, T, H, R + Dr)."""
         still, turning = q.split((self.sizes.qk_nope_head_dim, self.sizes.qk_rope_head_dim), dim=-1)
-        keys, _ = self._up()
-        return torch.cat((_by_token("bthn,hnr->bthr", still, keys), turning), dim=-1)
+        heads = self._heads_for(q)
+        if heads is None:
+            keys, _ = self._up()
+            return torch.cat((_by_token("bthn,hnr->bthr", still, keys), turning), dim=-1)
+        out = q.new_empty(*q.shape[:3], self.rank + turning.shape[-1])
+        out[..., self.rank :] = turning
+        _into(heads.keys, out[..., : self.rank], still)
+        return out
 
     def emerge(self, latent: Tensor) -> Tensor:
         """Sums of latents (B, T, H, R) to sums of values (B, T, H, Dv)."""
-        _, values = self._up()
-        return _by_token("bthr,hvr->bthv", latent, values)
+        heads = self._heads_for(latent)
+        if heads is None:
+            _, values = self._up()
+            return _by_token("bthr,hvr->bthv", latent, values)
+        return _into(heads.values, latent.new_empty(*latent.shape[:3], self.sizes.v_head_dim), latent)
+
+    def _heads_for(self, x: Tensor) -> PackedHeads | None:
+        """The copy, if it serves for these rows."""
+        return None if torch.is_grad_enabled() or not takes(x) else self.packed_heads
 
     def _up(self) -> tuple[Tensor, Tensor]:
         """What makes keys (H, Dn, R) and values (H, Dv, R) from latents."""
@@ -99,3 +137,9 @@ def _by_token(products: str, x: Tensor, weight: Tensor) -> Tensor:
     torch's order of summing hangs on how many tokens there are.
     """
     return torch.cat([torch.einsum(products, x[:, t : t + 1], weight) for t in range(x.shape[1])], dim=1)
+
+
+def _into(heads: HeadProducts, out: Tensor, x: Tensor) -> Tensor:
+    """Each head's product of (B, T, H, K) into (B, T, H, N)."""
+    heads.into(out.flatten(0, 1), x.flatten(0, 1))
+    return out

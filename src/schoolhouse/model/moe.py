@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
-from schoolhouse.kernels.native import keeps_gradient
+from schoolhouse.kernels.native import keeps_gradient, takes
+from schoolhouse.kernels.packed_experts import PackedExperts, Rules, can_pack_experts
 from schoolhouse.model.config import ModelConfig, MoE
 from schoolhouse.model.fp8_linear import Fp8Linear
-from schoolhouse.model.layers import GatedFeedForward
+from schoolhouse.model.layers import GatedFeedForward, Linear
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Routing(NamedTuple):
@@ -53,10 +56,12 @@ class Router(nn.Module):
     """Scores of the experts, in fp32 whatever the network's type.
 
     Where no gradient is kept they are computed in fp64 and rounded: the last bits of torch's sums and sigmoids hang on
-    the number of rows, and a token's reply must not.
+    the number of rows, and a token's reply must not. `packed` is the mixture's copy, by which that is
+    one call.
     """
 
     e_score_correction_bias: Tensor | None
+    packed: PackedExperts | None = None
 
     def __init__(self, config: ModelConfig, moe: MoE) -> None:
         super().__init__()
@@ -67,13 +72,22 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x: (N, D)."""
+        if self.packed is not None and not torch.is_grad_enabled() and takes(x) and self.is_packed:
+            return Routing(*self.packed.choose(x))
         wide = torch.float32 if keeps_gradient(x, self.weight) else torch.float64
         logits = F.linear(x.to(wide), self.weight.to(wide))
         return route(logits, self.e_score_correction_bias, self._moe)
 
+    @property
+    def is_packed(self) -> bool:
+        """True while there is a copy that holds."""
+        return self.packed is not None and self.packed.routes_as(self.weight, self.e_score_correction_bias)
+
 
 class MixtureOfExperts(nn.Module):
     """The feed-forward of a layer with experts."""
+
+    packed: PackedExperts | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -81,6 +95,7 @@ class MixtureOfExperts(nn.Module):
         moe = config.moe
         if config.hidden_act != "silu" or config.mlp_bias or not config.gated_mlp:
             raise ModelError(f"Experts here are gated by 'silu' and have no bias; hidden_act is {config.hidden_act!r}.")
+        self._moe = moe
         self.gate = Router(config, moe)
         self.experts = nn.ModuleList(
             GatedFeedForward(config, moe.moe_intermediate_size) for _ in range(moe.n_routed_experts)
@@ -88,6 +103,39 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = (
             GatedFeedForward(config, moe.n_shared_experts * moe.moe_intermediate_size) if moe.n_shared_experts else None
         )
+
+    @property
+    def is_packed(self) -> bool:
+        """True if there is nothing to pack: the copy of the experts holds, or no kernel would take it."""
+        return self.packed_experts is not None or not self._can_pack()
+
+    def pack(self) -> None:
+        """Make that copy anew."""
+        moe, matrices = self._moe, self._matrices()
+        sigmoid = moe.scoring_func == "sigmoid"
+        rules = Rules(
+            moe.num_experts_per_tok, moe.n_group, moe.topk_group, sigmoid, moe.norm_topk_prob, moe.routed_scaling_factor
+        )
+        gate = self.gate
+        self.packed = gate.packed = PackedExperts(gate.weight, gate.e_score_correction_bias, matrices, rules)
+
+    def unpack(self) -> None:
+        """Drop that copy."""
+        self.packed = self.gate.packed = None
+
+    @property
+    def packed_experts(self) -> PackedExperts | None:
+        """The copy, while it is one of the weights that there are."""
+        copy = self.packed
+        return copy if copy is not None and self.gate.is_packed and copy.is_of(self._matrices()) else None
+
+    def _can_pack(self) -> bool:
+        plain = all(isinstance(getattr(e, name), Linear) for e in self.experts for name in PROJECTIONS)
+        return plain and can_pack_experts(self.gate.weight, self._matrices())
+
+    def _matrices(self) -> list[Tensor]:
+        """Gate, up and down of each expert."""
+        return [getattr(expert, name).weight for expert in self.experts for name in PROJECTIONS]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, D) to the same shape."""
@@ -98,10 +146,11 @@ class MixtureOfExperts(nn.Module):
 
     def _mixed(self, x: Tensor, routing: Routing) -> Tensor:
         """The sum over each token's own experts. x: (N, D)."""
+        packed = None if torch.is_grad_enabled() or not takes(x) else self.packed_experts
+        if packed is not None:
+            return packed.mixed(x, routing.chosen, routing.shares)
         if all(isinstance(e.gate_proj, nn.Linear) for e in self.experts):
-            gates, ups, downs = (
-                [getattr(e, name).weight for e in self.experts] for name in ("gate_proj", "up_proj", "down_proj")
-            )
+            gates, ups, downs = ([getattr(e, name).weight for e in self.experts] for name in PROJECTIONS)
             products = FP8_PRODUCTS if isinstance(self.experts[0].gate_proj, Fp8Linear) else None
             return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs, products)
         out = torch.zeros_like(x)  # experts in int8 are asked one by one

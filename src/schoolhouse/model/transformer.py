@@ -63,6 +63,11 @@ class DecoderLayer(nn.Module):
         return x + seen + self.mlp(normed if self.block == "parallel" else self.post_attention_layernorm(x))
 
 
+def _bytes_of(module: nn.Module, *parts: str) -> int:
+    """Of the parameters that belong to parts of these names."""
+    return sum(p.nbytes for name, p in module.named_parameters() if set(parts) & set(name.split(".")))
+
+
 def _added(new: Tensor, x: Tensor) -> Tensor:
     """Their sum, in the place of the new one where no gradient wants it: fresh memory costs more than the sum."""
     return x + new if torch.is_grad_enabled() else new.add_(x)
@@ -121,10 +126,15 @@ class Transformer(nn.Module):
 
         A copy whose weights have changed since is left alone until the next call; where nothing changed, this is cheap.
         """
-        layers = [m for name, m in self.named_modules() if isinstance(m, Linear) and ".experts." not in name]
+        layers: list[Linear | LatentAttention | MixtureOfExperts] = [
+            m for name, m in self.named_modules() if isinstance(m, Linear) and ".experts." not in name
+        ]
+        room = memory_bytes() * PACKED_SHARE - sum(layer.weight.nbytes for layer in layers if isinstance(layer, Linear))
         # By what the machine has, not by what is free just now: a resumed run has to take the same way.
-        if sum(layer.weight.nbytes for layer in layers) > memory_bytes() * PACKED_SHARE:
+        if room < 0:
             return
+        if _bytes_of(self, "experts", "kv_b_proj") <= room:
+            layers += [m for m in self.modules() if isinstance(m, LatentAttention | MixtureOfExperts)]
         for layer in layers:
             if not layer.is_packed:
                 layer.pack()
@@ -137,8 +147,10 @@ class Transformer(nn.Module):
         """Drop those copies: training needs their memory."""
         self._packed_head = None
         for layer in self.modules():
-            if isinstance(layer, Linear):
+            if isinstance(layer, Linear | LatentAttention):
                 layer.packed = None
+            elif isinstance(layer, MixtureOfExperts):
+                layer.unpack()
 
     def hidden(self, ids: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm. ids: (B, T) int64; returns (B, T, D)."""

@@ -6,34 +6,12 @@
 #include <string.h>
 
 #include "rows.h"
+#include "turned.h"
 
 namespace {
 
 constexpr long ROWS = 64;       // whose part of a weight's gradient is one sum
 constexpr long PART = 1 << 10;  // numbers of a gate that a thread takes at once
-
-struct Pair {
-  __m512 first, second;
-};
-
-// Sixteen pairs from a row of numbers: halves of it, or neighbours.
-WITH_BF16 inline Pair pairs_at(const bf16* x, long i, long half, bool neighbours, __mmask16 held) {
-  if (!neighbours) return {widen(x + i, held), widen(x + half + i, held)};
-  const __m512i both = _mm512_maskz_loadu_epi32(held, x + 2 * i);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
-          _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)))};
-}
-
-WITH_BF16 inline void keep_pairs(bf16* to, Pair p, long i, long half, bool neighbours, __mmask16 held) {
-  if (!neighbours) {
-    narrow(to + i, p.first, held);
-    narrow(to + half + i, p.second, held);
-    return;
-  }
-  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(p.first));
-  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(p.second));
-  _mm512_mask_storeu_epi32(to + 2 * i, held, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-}
 
 }  // namespace
 
@@ -112,7 +90,6 @@ WITH_BF16 void gated_back(const bf16* grad, const bf16* gate, const bf16* up, bf
 WITH_BF16 void turn(const bf16* x, long token_step, long head_step, const bf16* cosine, const bf16* sine, bf16* y,
                     long tokens, long heads, long width, long still, long half, long neighbours, long back) {
   const long behind = still + 2 * half;
-  const __m512i sign = _mm512_set1_epi32(back ? 0x80000000 : 0);
 #pragma omp parallel for schedule(static) if (tokens * heads * width > SMALL)
   for (long t = 0; t < tokens; t++)
     for (long h = 0; h < heads; h++) {
@@ -120,17 +97,7 @@ WITH_BF16 void turn(const bf16* x, long token_step, long head_step, const bf16* 
       bf16* to = y + (t * heads + h) * width;
       if (still) memcpy(to, from, still * sizeof(bf16));
       if (behind < width) memcpy(to + behind, from + behind, (width - behind) * sizeof(bf16));
-      for (long i = 0; i < half; i += LANES) {
-        const __mmask16 held = inside(half - i);
-        const Pair p = pairs_at(from + still, i, half, neighbours && !back, held);
-        const __m512 c = widen(cosine + t * half + i, held);
-        const __m512 s = _mm512_castsi512_ps(
-            _mm512_xor_si512(_mm512_castps_si512(widen(sine + t * half + i, held)), sign));
-        keep_pairs(to + still,
-                   {_mm512_fmsub_ps(p.first, c, _mm512_mul_ps(p.second, s)),
-                    _mm512_fmadd_ps(p.second, c, _mm512_mul_ps(p.first, s))},
-                   i, half, neighbours && back, held);
-      }
+      turn_pairs_of(from + still, cosine + t * half, sine + t * half, to + still, half, neighbours, back);
     }
 }
 

@@ -59,9 +59,9 @@ struct Leaving {
 
 // Sums over `steps` times 32 neighbours along k. Rows lie `stride` numbers apart, weights as whole tiles one after the
 // other. Each step takes some rows of the sums that leave along.
-template <int R>
+template <int R, class Before>
 WITH_TILES inline void multiply(const bf16* rows, long stride, const bf16* left, const bf16* right, long steps,
-                                Leaving& before, Sums& out) {
+                                Before& before, Sums& out) {
   const long along = up(before.rows - before.row, steps);
   _tile_zero(0);
   _tile_zero(1);
@@ -90,8 +90,9 @@ WITH_TILES inline void multiply(const bf16* rows, long stride, const bf16* left,
   }
 }
 
+template <class Before>
 WITH_TILES inline void multiply(long rows_of_tiles, const bf16* rows, long stride, const bf16* left, const bf16* right,
-                                long steps, Leaving& before, Sums& out) {
+                                long steps, Before& before, Sums& out) {
   if (rows_of_tiles == 2) return multiply<2>(rows, stride, left, right, steps, before, out);
   multiply<1>(rows, stride, left, right, steps, before, out);
 }

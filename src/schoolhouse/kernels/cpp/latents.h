@@ -1,0 +1,158 @@
+// Attention of heads that all look at the same latents, which are keys and, but for their ends, values, by tiles: with one
+// query a head it is a product of matrices where it would be one of a row each with grouped queries.
+
+#pragma once
+
+#include <math.h>
+#include <stdlib.h>
+
+#include <algorithm>
+
+#include "packed.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr long ABREAST = TILE;     // heads that look at a text's latents together
+constexpr long LINE = 32;          // numbers that memory hands over at once
+constexpr long VALUES = 8 * DEEP;  // tokens whose values are laid out at once
+
+// One thread's room for it. Sums over tokens are made in their order, 32 at once: what lies behind a text counts nothing.
+class Latents {
+ public:
+  ~Latents() { free(room_); }
+
+  static bool takes(long width, long depth) {
+    return tiles_allowed && width % 2 == 0 && width >= DEEP && depth % DEEP == 0;
+  }
+
+  // q (heads, width), at most 16, over `count` latents (count, width), rows so far apart, to out (heads, depth). Latents are
+  // read up to a multiple of 32. following: others that come next, to be asked for, or null.
+  WITH_TILES void look(const bf16* q, long heads, const bf16* held, long stride, long count, const bf16* following,
+                       bf16* out, long width, long depth, float scale) {
+    const long padded = up(count, DEEP) * DEEP;
+    lay_room(padded, width, depth);
+    score(q, heads, held, stride, padded, width);
+    take_shares(count, scale, following, stride, width);
+    for (long s = 0; s < padded; s += VALUES) add_values(held, stride, s, std::min(padded - s, VALUES), count, depth);
+    for (long h = 0; h < heads; h++)
+      for (long d = 0; d < depth; d += LANES)
+        narrow(out + h * depth + d,
+               _mm512_mul_ps(_mm512_load_ps(sums_ + d * TILE + h * LANES), _mm512_set1_ps(inverse_[h])));
+  }
+
+ private:
+  void lay_room(long padded, long width, long depth) {
+    const long wide = up(width, DEEP) * DEEP;
+    const long bytes = padded * TILE * (sizeof(float) + sizeof(bf16)) + VALUES * depth * sizeof(bf16) +
+                       wide * TILE * sizeof(bf16) + depth * TILE * sizeof(float);
+    if (bytes > most_) {
+      free(room_);
+      most_ = 2 * bytes;
+      room_ = (char*)aligned_alloc(64, up(most_, 64) * 64);
+    }
+    scores_ = (float*)room_, sums_ = scores_ + padded * TILE;
+    shares_ = (bf16*)(sums_ + depth * TILE), queries_ = shares_ + padded * TILE, values_ = queries_ + wide * TILE;
+  }
+
+  // Scores (tokens, 16). Where the width is no multiple of 32, the last step looks at some numbers again, times 0.
+  WITH_TILES void score(const bf16* q, long heads, const bf16* held, long stride, long padded, long width) {
+    const long steps = up(width, DEEP);
+    const auto first_of = [=](long step) { return (step + 1) * DEEP <= width ? step * DEEP : width - DEEP; };
+    for (long j = 0; j < steps; j++) {
+      const __mmask32 fresh = ~0u << (j * DEEP - first_of(j));
+      __m512i x[TILE];
+      for (long i = 0; i < TILE; i++)
+        x[i] = i < heads ? _mm512_maskz_loadu_epi16(fresh, q + i * width + first_of(j)) : _mm512_setzero_si512();
+      turn_pairs(x);
+      for (long i = 0; i < TILE; i++) _mm512_store_si512((__m512i*)(queries_ + j * TILE_NUMBERS + i * DEEP), x[i]);
+    }
+    for (long s = 0; s < padded; s += DEEP) {
+      _tile_zero(0);
+      _tile_zero(1);
+      for (long j = 0; j < steps; j++) {
+        const bf16* keys = held + s * stride + first_of(j);
+        _tile_loadd(4, keys, stride * sizeof(bf16));
+        _tile_loadd(6, queries_ + j * TILE_NUMBERS, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, keys + TILE * stride, stride * sizeof(bf16));
+        _tile_dpbf16ps(1, 5, 6);
+      }
+      _tile_stored(0, scores_ + s * TILE, 64);
+      _tile_stored(1, scores_ + (s + TILE) * TILE, 64);
+    }
+  }
+
+  // Scores to shares, each the highest one's part, as tiles of 16 heads and 32 tokens; and one over their sums.
+  WITH_BF16 void take_shares(long count, float scale, const bf16* following, long stride, long width) {
+    constexpr long APART = 4;
+    __m512 highest[APART], total[APART];
+    for (long i = 0; i < APART; i++) highest[i] = _mm512_set1_ps(-INFINITY), total[i] = _mm512_setzero_ps();
+    for (long s = 0; s < count; s++)
+      highest[s % APART] = _mm512_max_ps(highest[s % APART], _mm512_load_ps(scores_ + s * TILE));
+    const __m512 most = _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3]));
+    const __m512 by = _mm512_set1_ps(scale);
+    for (long s = 0; s < count; s += DEEP) {
+      for (long i = s; i < s + DEEP && following; i++)
+        for (long d = 0; d < width; d += LINE) __builtin_prefetch(following + i * stride + d, 0, 2);
+      __m512i x[2][TILE];
+      for (long i = 0; i < DEEP; i += APART)
+#pragma GCC unroll 4
+        for (long j = i; j < i + APART; j++) {
+          __m512 e = _mm512_setzero_ps();
+          if (s + j < count) e = share_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(scores_ + (s + j) * TILE), most), by));
+          total[j % APART] = _mm512_add_ps(total[j % APART], e);
+          x[j / TILE][j % TILE] = _mm512_castps_si512(e);
+        }
+      turn_pairs(x[0]);
+      turn_pairs(x[1]);
+      for (long h = 0; h < TILE; h++)
+        _mm512_store_si512((__m512i*)(shares_ + s * TILE + h * DEEP),
+                           (__m512i)_mm512_cvtne2ps_pbh(_mm512_castsi512_ps(x[1][h]), _mm512_castsi512_ps(x[0][h])));
+    }
+    const __m512 all = _mm512_add_ps(_mm512_add_ps(total[0], total[1]), _mm512_add_ps(total[2], total[3]));
+    _mm512_store_ps(inverse_, _mm512_div_ps(_mm512_set1_ps(1.0f), all));
+  }
+
+  // Adds the values of `tokens` from `first` on, each times its shares.
+  WITH_TILES void add_values(const bf16* held, long stride, long first, long tokens, long count, long depth) {
+    for (long s = 0; s < tokens; s += 2) {
+      const bf16* row = held + (first + s) * stride;
+      const __mmask16 one = first + s < count ? 0xffff : 0, two = first + s + 1 < count ? 0xffff : 0;
+      bf16* to = values_ + s / DEEP * DEEP * depth + s % DEEP / 2 * DEEP;
+      for (long d = 0; d < depth; d += LANES) {
+        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(one, row + d));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(two, row + stride + d));
+        _mm512_store_si512((__m512i*)(to + d * DEEP), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+      }
+    }
+    for (long d = 0; d < depth; d += DEEP) {
+      float *left = sums_ + d * TILE, *right = left + TILE * TILE;
+      if (first == 0) {
+        _tile_zero(0);
+        _tile_zero(1);
+      } else {
+        _tile_loadd(0, left, 64);
+        _tile_loadd(1, right, 64);
+      }
+      for (long s = 0; s < tokens; s += DEEP) {
+        const bf16* own = values_ + s * depth + d * DEEP;
+        _tile_loadd(4, shares_ + (first + s) * TILE, 64);
+        _tile_loadd(6, own, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, own + TILE_NUMBERS, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, left, 64);
+      _tile_stored(1, right, 64);
+    }
+  }
+
+  char* room_ = nullptr;
+  long most_ = 0;
+  float *scores_, *sums_;
+  bf16 *shares_, *queries_, *values_;
+  alignas(64) float inverse_[TILE];
+};
+
+}  // namespace
