@@ -6,6 +6,7 @@ balances without a loss); arXiv 2408.15664 (that bias's rule); names as in DeepS
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
 from schoolhouse.kernels.native import keeps_gradient
+from schoolhouse.kernels.router import Rule, can_route, choose, route_tokens
 from schoolhouse.model.config import ModelConfig, MoE
 from schoolhouse.model.fp8_linear import Fp8Linear
-from schoolhouse.model.layers import GatedFeedForward
+from schoolhouse.model.layers import GatedFeedForward, Linear
 
 
 class Routing(NamedTuple):
@@ -35,18 +37,14 @@ def route(logits: Tensor, bias: Tensor | None, config: MoE) -> Routing:
     The bias decides who is chosen, never how much an expert counts. Groups that are left out can't be chosen, however
     low the scores of the others are.
     """
-    scores = logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(dim=-1)
-    rank = scores if bias is None else scores + bias
-    if config.n_group > 1:
-        groups = rank.unflatten(1, (config.n_group, -1))  # (N, groups, experts of a group)
-        best = groups.topk(2, dim=-1).values.sum(-1) if bias is not None else groups.amax(-1)
-        kept = torch.zeros_like(best).scatter_(1, best.topk(config.topk_group, dim=-1).indices, 1.0)
-        rank = groups.masked_fill(kept[..., None] == 0, float("-inf")).flatten(1)
-    chosen = rank.topk(config.num_experts_per_tok, dim=-1).indices
-    shares = scores.gather(1, chosen)
-    if config.norm_topk_prob:
-        shares = shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)
-    return Routing(chosen, (shares * config.routed_scaling_factor).float(), scores.float())
+    return Routing(*choose(logits, bias, _rule(config)))
+
+
+def _rule(config: MoE) -> Rule:
+    return Rule(
+        config.n_routed_experts, config.num_experts_per_tok, config.n_group, config.topk_group,
+        config.scoring_func != "sigmoid", config.norm_topk_prob, config.routed_scaling_factor,
+    )  # fmt: skip
 
 
 class Router(nn.Module):
@@ -67,7 +65,10 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x: (N, D)."""
-        wide = torch.float32 if keeps_gradient(x, self.weight) else torch.float64
+        keeps = keeps_gradient(x, self.weight)
+        if keeps and can_route(x, self.weight, self.e_score_correction_bias):
+            return Routing(*route_tokens(x, self.weight, self.e_score_correction_bias, _rule(self._moe)))
+        wide = torch.float32 if keeps else torch.float64
         logits = F.linear(x.to(wide), self.weight.to(wide))
         return route(logits, self.e_score_correction_bias, self._moe)
 
@@ -93,19 +94,28 @@ class MixtureOfExperts(nn.Module):
         """x: (B, T, D) to the same shape."""
         flat = x.flatten(0, -2)  # (N, D)
         routing = self.gate(flat)
-        out = self._mixed(flat, routing).view_as(x)
-        return out if self.shared_experts is None else out + self.shared_experts(x)
+        together = self._are_plain() and keeps_gradient(x, self.shared_experts.gate_proj.weight)
+        shared = _matrices(self.shared_experts) if together else ()
+        out = self._mixed(flat, routing, shared).view_as(x)
+        return out if self.shared_experts is None or together else out + self.shared_experts(x)
 
-    def _mixed(self, x: Tensor, routing: Routing) -> Tensor:
-        """The sum over each token's own experts. x: (N, D)."""
+    def _are_plain(self) -> bool:
+        """True if all experts multiply alike, in the network's own type, and some are shared."""
+        shared = self.shared_experts
+        return shared is not None and {type(e.gate_proj) for e in (shared, *self.experts)} == {Linear}
+
+    def _mixed(self, x: Tensor, routing: Routing, shared: Sequence[Tensor] = ()) -> Tensor:
+        """The sum over each token's own experts, and of those that are shared if they are handed over. x: (N, D)."""
         if all(isinstance(e.gate_proj, nn.Linear) for e in self.experts):
-            gates, ups, downs = (
-                [getattr(e, name).weight for e in self.experts] for name in ("gate_proj", "up_proj", "down_proj")
-            )
+            gates, ups, downs = zip(*(_matrices(e) for e in self.experts), strict=True)
             products = FP8_PRODUCTS if isinstance(self.experts[0].gate_proj, Fp8Linear) else None
-            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs, products)
+            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs, products, shared)
         out = torch.zeros_like(x)  # experts in int8 are asked one by one
         for number in routing.chosen.unique().tolist():
             tokens, place = (routing.chosen == number).nonzero(as_tuple=True)
             out.index_add_(0, tokens, self.experts[number](x[tokens]) * routing.shares[tokens, place, None].to(x.dtype))
         return out
+
+
+def _matrices(expert: GatedFeedForward) -> tuple[Tensor, Tensor, Tensor]:
+    return expert.gate_proj.weight, expert.up_proj.weight, expert.down_proj.weight
