@@ -54,8 +54,8 @@ _ARGUMENTS = {
     "turn": "pllppplllllll",
     "token_logprobs": "pppppll",
     "token_slopes": "ppppllf",
-    "squares": "ppl",
-    "adamw": "ppppplfffffffff",
+    "squares": "plp",
+    "adamw": "plfffffff",
 }
 """What each function takes: pointers (p), whole numbers (l), fractions (f)."""
 
