@@ -6,6 +6,8 @@ from exactness import draw, near
 
 from schoolhouse.kernels import native, products
 from schoolhouse.kernels.experts import mix_experts, mix_experts_plain
+from schoolhouse.kernels.fused import turn_plain
+from schoolhouse.kernels.latent import make_latents, spread_keys, spread_keys_plain
 from schoolhouse.kernels.router import Rule, choose, route_tokens
 
 needs_tiles = pytest.mark.skipif(not native.has_tiles(), reason=f"needs AMX: {native.status()}")
@@ -106,3 +108,47 @@ def test_experts_have_the_same_bits_with_any_number_of_threads(threads_back):
         (sent_by.sum() + scores.square().sum()).backward()
         kept.append([out, x.grad, shares.grad, weight.grad, *(m.grad for kind in kinds for m in kind)])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+def both_ways(function, dtype, given, fixed):
+    """What a function makes of leaves, and their gradients."""
+    leaves = [x.to(dtype, copy=True).requires_grad_() for x in given]
+    out = function(*leaves, *fixed)
+    out = out if isinstance(out, tuple) else (out,)
+    sum((part * draw(*part.shape, seed=9).to(dtype)).sum() for part in out).backward()
+    return [*(part.detach() for part in out), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("rank", "turning"), [(64, 16), (48, 40)])
+@pytest.mark.parametrize("neighbours", [True, False])
+def test_latents_and_their_gradients_are_the_twins(batch, rank, turning, neighbours):
+    x, weight = draw(batch, 70, rank + turning), 1 + draw(rank, seed=1) / 8
+    angles = 3 * draw(batch, 70, 1, turning // 2, seed=2).float()
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+
+    def fast(x, weight):
+        return make_latents(x, weight, 1e-6, cos, sin, neighbours=neighbours)
+
+    def plain(x, weight):
+        turned = turn_plain(x[:, :, None, rank:], cos.to(x.dtype), sin.to(x.dtype), neighbours=neighbours)[:, :, 0]
+        wide = x[..., :rank]
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight
+        return torch.cat((normed, turned), dim=-1)
+
+    results = [both_ways(f, d, (x, weight), ()) for f, d in
+               ((fast, torch.bfloat16), (plain, torch.float64), (plain, torch.bfloat16))]  # fmt: skip
+    for mine, exact, theirs in zip(*results, strict=True):
+        near(mine, exact, theirs)
+
+
+@pytest.mark.parametrize(("still", "turning", "depth"), [(32, 16, 32), (40, 24, 56), (3, 2, 5)])
+def test_keys_of_all_heads_and_their_gradients_are_the_twins(still, turning, depth):
+    both, key = draw(2, 35, 8, still + depth), draw(2, 35, 1, turning, seed=1)
+    turns = [
+        (spread_keys, torch.bfloat16), (spread_keys_plain, torch.float64), (spread_keys_plain, torch.bfloat16)
+    ]  # fmt: skip
+    results = [both_ways(function, dtype, (both, key), (still,)) for function, dtype in turns]
+    for mine, exact, theirs in zip(*results, strict=True):
+        near(mine, exact, theirs)
+    assert torch.equal(results[0][0], results[2][0])

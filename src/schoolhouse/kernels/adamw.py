@@ -59,9 +59,7 @@ def step(moves: Sequence[Move], pace: Pace) -> None:
         )
         for parts, n in zip(held, torch.stack(steps).tolist(), strict=True)
     )
-    native.adamw(
-        told, len(moves), pace.clip, 1 - pace.lr * pace.decay, beta1, 1 - beta1, beta2, 1 - beta2, pace.eps
-    )
+    native.adamw(told, len(moves), pace.clip, 1 - pace.lr * pace.decay, beta1, 1 - beta1, beta2, 1 - beta2, pace.eps)
     # Whoever keeps a copy of the weight asks for its version; what writes by a pointer has to say so itself.
     torch.autograd.graph.increment_version([part for parts in held for part in parts])
 

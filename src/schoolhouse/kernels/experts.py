@@ -136,7 +136,7 @@ class _Tiled(torch.autograd.Function):
 
 
 def _table(matrices: Sequence[Tensor], grads: Sequence[Tensor | None], total: int) -> Tensor:
-    """What the C++ is told of each expert: the end of its rows, its width, where its matrices and their gradients are."""
+    """What the C++ is told of each expert: where its rows end, its width, where its matrices and gradients are."""
     count = len(matrices) // 3
     places = [[m.data_ptr() for m in matrices[e::count]] for e in range(count)]
     homes = [[0 if g is None else g.data_ptr() for g in grads[e::count]] for e in range(count)]
@@ -269,7 +269,9 @@ def mix_experts(
     if not shared:
         return out
     gate, up, down = shared
-    return out + linear_in_training(gated(linear_in_training(x, gate, None), linear_in_training(x, up, None)), down, None)
+    return out + linear_in_training(
+        gated(linear_in_training(x, gate, None), linear_in_training(x, up, None)), down, None
+    )
 
 
 def _has_tiles_for(*tensors: Tensor) -> bool:

@@ -80,7 +80,8 @@ class _Route(torch.autograd.Function):
         to_x, to_weight, parts = torch.empty_like(x), torch.empty_like(weight), held.new_empty(BLOCKS, weight.numel())
         native.router_back(
             x.data_ptr(), weight.data_ptr(), ctx.told, chosen.data_ptr(), held.data_ptr(), shares.data_ptr(),
-            None if scores is None else scores.data_ptr(), to_x.data_ptr(), parts.data_ptr(), to_weight.data_ptr(), *x.shape,
+            None if scores is None else scores.data_ptr(), to_x.data_ptr(), parts.data_ptr(),
+            to_weight.data_ptr(), *x.shape,
         )  # fmt: skip
         return to_x, to_weight, None, None
 

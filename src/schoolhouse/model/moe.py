@@ -94,15 +94,16 @@ class MixtureOfExperts(nn.Module):
         """x: (B, T, D) to the same shape."""
         flat = x.flatten(0, -2)  # (N, D)
         routing = self.gate(flat)
-        together = self._are_plain() and keeps_gradient(x, self.shared_experts.gate_proj.weight)
-        shared = _matrices(self.shared_experts) if together else ()
-        out = self._mixed(flat, routing, shared).view_as(x)
-        return out if self.shared_experts is None or together else out + self.shared_experts(x)
-
-    def _are_plain(self) -> bool:
-        """True if all experts multiply alike, in the network's own type, and some are shared."""
         shared = self.shared_experts
-        return shared is not None and {type(e.gate_proj) for e in (shared, *self.experts)} == {Linear}
+        if shared is None:
+            return self._mixed(flat, routing).view_as(x)
+        if keeps_gradient(x, shared.gate_proj.weight) and self._are_alike(shared):
+            return self._mixed(flat, routing, _matrices(shared)).view_as(x)
+        return self._mixed(flat, routing).view_as(x) + shared(x)
+
+    def _are_alike(self, shared: GatedFeedForward) -> bool:
+        """True if all experts multiply in the network's own type."""
+        return {type(e.gate_proj) for e in (shared, *self.experts)} == {Linear}
 
     def _mixed(self, x: Tensor, routing: Routing, shared: Sequence[Tensor] = ()) -> Tensor:
         """The sum over each token's own experts, and of those that are shared if they are handed over. x: (N, D)."""
