@@ -188,12 +188,13 @@ def beside(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, obje
     return {"tokens_a_second": middle, "ratio": ratios["transformers"], "ours_over": ratios, "all": speeds}
 
 
-def training_sides(folder: Path, twin: Path) -> dict[str, Callable[[], float]]:
-    """The network by both programs, and its dense twin by both."""
+def training_sides(folder: Path, twin: Path, latent: Path) -> dict[str, Callable[[], float]]:
+    """The network and its dense twin by both programs; by ours also a dense one with latents: what experts cost."""
     return {
         "ours": ours_training(folder),
         "transformers": their_training(folder),
         "our dense twin": ours_training(twin),
+        "our dense twin with latents": ours_training(latent),
         "transformers' dense twin": their_training(twin),
     }
 
@@ -220,9 +221,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = checkpoint(Path(scratch, "mixture"))
         result["cache_bytes_per_token"] = cache_bytes(folder)
-        result["training"] = beside(
-            training_sides(folder, checkpoint(Path(scratch, "twin"), "micro-active")), args.rounds
-        )
+        twins = [checkpoint(Path(scratch, name), name) for name in ("micro-active", "micro-latent")]
+        result["training"] = beside(training_sides(folder, *twins), args.rounds)
         replies = {"ours": ours_generation(folder), "transformers": their_generation(folder)}
         result["generation"] = beside(replies, args.rounds)
         result["attention"] = attention_forms(folder, args.rounds)

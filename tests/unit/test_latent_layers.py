@@ -13,11 +13,11 @@ from schoolhouse.kernels import native
 from schoolhouse.kernels.attention import Scoring, attend
 from schoolhouse.kernels.experts import mix_experts_plain
 from schoolhouse.kernels.heads import HeadProducts, look_at_latents
-from schoolhouse.kernels.packed_experts import PackedExperts, Rules
+from schoolhouse.kernels.packed_experts import PackedExperts
+from schoolhouse.kernels.router import Rule
 from schoolhouse.model import transformer
 from schoolhouse.model.families import from_hf
 from schoolhouse.model.layers import Linear
-from schoolhouse.model.moe import PROJECTIONS
 from schoolhouse.model.quantized import QuantLinear
 from schoolhouse.model.transformer import Transformer
 
@@ -151,7 +151,7 @@ def test_a_network_with_other_operations_goes_layer_by_layer(other):
 def test_experts_in_codes_go_layer_by_layer():
     model = latent(moe_intermediate_size=64)
     for expert in model.model.layers[1].mlp.experts:
-        for name in PROJECTIONS:
+        for name in ("gate_proj", "up_proj", "down_proj"):
             setattr(expert, name, QuantLinear.from_linear(getattr(expert, name)))
     assert replies(model, 2, tokens=4)[0]._layers is None
 
@@ -210,7 +210,7 @@ def test_packed_experts_give_what_experts_give(monkeypatch, kernels_anew, thread
     downs = [draw(width, inner, seed=30 + e) for e in range(6)]
     router, x = draw(6, width), draw(rows, width, seed=2)
     experts = [matrix for three in zip(gates, ups, downs, strict=True) for matrix in three]
-    packed = PackedExperts(router, None, experts, Rules(2, 1, 1, False, False, 1.0))
+    packed = PackedExperts(router, None, experts, Rule(len(router), 2, 1, 1, True, False, 1.0))
     chosen = torch.stack([torch.randperm(5, generator=torch.Generator().manual_seed(i))[:2] for i in range(rows)])
     shares = torch.rand(rows, 2, generator=torch.Generator().manual_seed(1))
     got = packed.mixed(x, chosen, shares)

@@ -65,7 +65,7 @@ def test_a_fused_step_is_torchs(decay):
             theirs.grad = grad.float() * 0.7
             reference.step()
             before = weight._version
-            adamw.step(weight, grad, master, state, adamw.Pace(1e-2, decay, (0.9, 0.95), clip=0.7))
+            adamw.step([adamw.Move(weight, grad, master, state)], adamw.Pace(1e-2, decay, (0.9, 0.95), clip=0.7))
             assert weight._version > before, "a packed copy of the weight would not be made anew"
             assert not grad.any()
             torch.testing.assert_close(master, theirs.detach(), rtol=1e-6, atol=1e-6)
@@ -84,7 +84,7 @@ def test_fused_steps_and_norms_give_the_same_bits_with_any_number_of_threads(thr
         weight, grad, master = first.clone(), gradient.clone(), first.float()
         state = {"step": torch.zeros(()), "exp_avg": torch.zeros(300, 201), "exp_avg_sq": torch.zeros(300, 201)}
         norm = torch.tensor(adamw.norm([grad, first]), dtype=torch.float64)
-        adamw.step(weight, grad, master, state, adamw.Pace(1e-2, 0.1, (0.9, 0.95)))
+        adamw.step([adamw.Move(weight, grad, master, state)], adamw.Pace(1e-2, 0.1, (0.9, 0.95)))
         found.append([norm, weight, master, *state.values()])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -21,7 +21,7 @@ from schoolhouse.kernels.packed_weight import FILL, Matrix
 from schoolhouse.model.config import FULL
 from schoolhouse.model.layers import GatedFeedForward, RMSNorm
 from schoolhouse.model.mla import LATENT_EPS, LatentAttention
-from schoolhouse.model.moe import PROJECTIONS, MixtureOfExperts
+from schoolhouse.model.moe import MixtureOfExperts, projections
 from schoolhouse.model.transformer import DecoderLayer, Transformer
 
 WIDTHS = 16  # what the sizes of rows, latents and value heads are multiples of
@@ -135,7 +135,7 @@ def _common(layer: DecoderLayer) -> tuple[list[Matrix], int]:
     feed = layer.mlp.shared_experts if isinstance(layer.mlp, MixtureOfExperts) else layer.mlp
     if feed is None:
         return [], 0
-    matrices = [matrix_of(getattr(feed, name)) for name in PROJECTIONS]
+    matrices = [matrix_of(linear) for linear in projections(feed)]
     known = [matrix for matrix in matrices if matrix is not None]
     return known, known[0].shape[0]
 
@@ -152,7 +152,7 @@ def _copies(layer: DecoderLayer) -> list[Matrix | PackedHeads | PackedExperts | 
         copies.append(feed.packed_experts)
         common = feed.shared_experts
     if common is not None:
-        linears += [getattr(common, name) for name in PROJECTIONS]
+        linears += projections(common)
     return copies + [_bf16(linear) for linear in linears]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from schoolhouse.kernels.native import fits, library
 
 BLOCK = 1 << 14  # numbers whose squares the C++ kernel sums up together
+_WEIGHT = struct.Struct("6q2d")  # what it is told of a weight
 
 
 class Pace(NamedTuple):
@@ -29,23 +31,37 @@ def can_step(weight: Tensor, grad: Tensor) -> bool:
     return fits(weight, grad) and weight.is_contiguous() and grad.is_contiguous()
 
 
-def step(weight: Tensor, grad: Tensor, master: Tensor, state: Mapping[str, Tensor], pace: Pace) -> None:
-    """Move the fp32 master by its gradient, round it into the weight and zero the gradient.
+class Move(NamedTuple):
+    """A weight, its gradient, its fp32 master, and torch's own state of AdamW: "step", "exp_avg", "exp_avg_sq"."""
 
-    state: torch's own of AdamW, "step" as well as "exp_avg" and "exp_avg_sq" in fp32, which move along. Source: arXiv
-    1711.05101, algorithm 2.
+    weight: Tensor
+    grad: Tensor
+    master: Tensor
+    state: Mapping[str, Tensor]
+
+
+def step(moves: Sequence[Move], pace: Pace) -> None:
+    """Move each fp32 master by its gradient, round it into the weight and zero the gradient; the states move along.
+
+    All in one call: a mixture has hundreds of small matrices. Source: arXiv 1711.05101, algorithm 2.
     """
-    native, first, second = library(), state["exp_avg"], state["exp_avg_sq"]
+    native = library()
     assert native is not None, "can_step says whether there are kernels"
-    count = int(state["step"].add_(1))
+    if not moves:
+        return
+    steps = [move.state["step"] for move in moves]
+    torch._foreach_add_(steps, 1)
     beta1, beta2 = pace.betas
-    native.adamw(
-        grad.data_ptr(), weight.data_ptr(), master.data_ptr(), first.data_ptr(), second.data_ptr(), weight.numel(),
-        pace.clip, 1 - pace.lr * pace.decay, beta1, 1 - beta1, beta2, 1 - beta2, pace.lr / (1 - beta1**count),
-        (1 - beta2**count) ** -0.5, pace.eps,
-    )  # fmt: skip
+    held = [(m.grad, m.weight, m.master, m.state["exp_avg"], m.state["exp_avg_sq"]) for m in moves]
+    told = b"".join(
+        _WEIGHT.pack(
+            *(part.data_ptr() for part in parts), parts[0].numel(), pace.lr / (1 - beta1**n), (1 - beta2**n) ** -0.5
+        )
+        for parts, n in zip(held, torch.stack(steps).tolist(), strict=True)
+    )
+    native.adamw(told, len(moves), pace.clip, 1 - pace.lr * pace.decay, beta1, 1 - beta1, beta2, 1 - beta2, pace.eps)
     # Whoever keeps a copy of the weight asks for its version; what writes by a pointer has to say so itself.
-    torch.autograd.graph.increment_version((weight, grad, master, first, second))
+    torch.autograd.graph.increment_version([part for parts in held for part in parts])
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
@@ -53,10 +69,10 @@ def norm(tensors: Sequence[Tensor]) -> float:
     native = library()
     if native is None or not all(fits(t) and t.is_contiguous() for t in tensors):
         return float(torch.linalg.vector_norm(torch.stack([_plain_norm(t) for t in tensors])))
-    sums = [torch.empty(-(-t.numel() // BLOCK), dtype=torch.float64) for t in tensors]
-    for tensor, blocks in zip(tensors, sums, strict=True):
-        native.squares(tensor.data_ptr(), blocks.data_ptr(), tensor.numel())
-    return math.sqrt(math.fsum(torch.cat(sums).tolist()))
+    sums = torch.empty(sum(-(-t.numel() // BLOCK) for t in tensors), dtype=torch.float64)
+    told = b"".join(struct.pack("2q", t.data_ptr(), t.numel()) for t in tensors)
+    native.squares(told, len(tensors), sums.data_ptr())
+    return math.sqrt(math.fsum(sums.tolist()))
 
 
 def _plain_norm(tensor: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from schoolhouse.kernels.fused import gated, gated_slopes
 from schoolhouse.kernels.grid import GRID
-from schoolhouse.kernels.native import fits, library
-from schoolhouse.kernels.products import gradients_of, grouped_product
+from schoolhouse.kernels.native import fits, has_tiles, keeps_gradient, library
+from schoolhouse.kernels.products import gradients_of, grouped_product, homes_of, linear_in_training
 
 MANY = 128  # rows of an expert from which on they are filled up
 
@@ -74,6 +75,82 @@ class _Experts(torch.autograd.Function):
         _each(ends, grad_up, ups, grad_rows, products, turned=True, add=True)
         grad_x = sum_rows(grad_rows, place.view_as(shares), None)
         return (grad_x, grad_shares, None, None, *grad_gates, *grad_ups, *grad_downs)
+
+
+class _Tiled(torch.autograd.Function):
+    """The same by AMX's tiles, in one call each way; a further expert behind them is met by all tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, count: int, keep: bool, *matrices: Tensor
+    ) -> Tensor:
+        """matrices: gates, then ups, then downs, one of each an expert; the first `count` are chosen among."""
+        native, (tokens, hidden), choices = library(), x.shape, chosen.shape[1]
+        assert native is not None
+        x, chosen, shares = x.contiguous(), chosen.contiguous(), shares.contiguous()
+        sent, experts = tokens * choices, len(matrices) // 3
+        total = sent + (experts - count) * tokens
+        table = _table(matrices, [None] * len(matrices), total)
+        choice, place = (torch.empty(sent, dtype=torch.int64) for _ in range(2))
+        native.rows_by_expert(chosen.data_ptr(), sent, table.data_ptr(), count, choice.data_ptr(), place.data_ptr())
+        ends, widths = table[:, 0].tolist(), table[:, 1].tolist()
+        held = sum(w * (end - start) for w, start, end in zip(widths, [0, *ends], ends, strict=False))
+        kept = x.new_empty(2 * held) if keep else None
+        rows, out = x.new_empty(total, hidden), torch.empty_like(x)
+        native.experts_forward(
+            x.data_ptr(), table.data_ptr(), experts, hidden, sent, choices, choice.data_ptr(),
+            None if kept is None else kept.data_ptr(), rows.data_ptr(),
+        )  # fmt: skip
+        _sum_of(rows, place, shares, out)
+        if kept is not None:
+            ctx.save_for_backward(x, shares, choice, place, kept, *matrices)
+            ctx.ends = ends
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Back through the experts; the gradients of matrices go where they are summed, if they are."""
+        x, shares, choice, place, kept, *matrices = ctx.saved_tensors
+        native, ends, grad = library(), ctx.ends, grad.contiguous()
+        assert native is not None
+        homes = homes_of(matrices)
+        starts = [0, *ends[:-1]] * 3
+        found = [
+            torch.empty_like(m) if homes is None and m.requires_grad and end > start else None
+            for m, start, end in zip(matrices, starts, ends * 3, strict=True)
+        ]
+        table = _table(matrices, found if homes is None else homes, ends[-1])
+        table[:, 0] = torch.tensor(ends)
+        rows, to_shares = x.new_empty(ends[-1], x.shape[1]), torch.empty_like(shares)
+        slopes, inner = torch.empty_like(kept), kept.new_empty(len(kept) // 2)
+        tokens = choice.new_empty(ends[-1])
+        native.experts_backward(
+            x.data_ptr(), grad.data_ptr(), table.data_ptr(), len(ends), x.shape[1], len(choice), shares.shape[1],
+            choice.data_ptr(), shares.data_ptr(), kept.data_ptr(), slopes.data_ptr(), inner.data_ptr(),
+            tokens.data_ptr(), rows.data_ptr(), to_shares.data_ptr(), homes is not None,
+        )  # fmt: skip
+        to_x = torch.empty_like(x)
+        _sum_of(rows, place.view_as(shares), None, to_x)
+        return to_x, to_shares, None, None, None, *found
+
+
+def _table(matrices: Sequence[Tensor], grads: Sequence[Tensor | None], total: int) -> Tensor:
+    """What the C++ is told of each expert: where its rows end, its width, where its matrices and gradients are."""
+    count = len(matrices) // 3
+    places = [[m.data_ptr() for m in matrices[e::count]] for e in range(count)]
+    homes = [[0 if g is None else g.data_ptr() for g in grads[e::count]] for e in range(count)]
+    return torch.tensor([[total, matrices[e].shape[0], *places[e], *homes[e]] for e in range(count)])
+
+
+def _sum_of(rows: Tensor, place: Tensor, shares: Tensor | None, out: Tensor) -> None:
+    """`sum_rows` into `out`, and where there are rows behind those of the choices, one more for each token."""
+    native, (tokens, hidden), sent = library(), out.shape, place.numel()
+    assert native is not None
+    native.sum_rows(
+        rows.data_ptr(), place.data_ptr(), None if shares is None else shares.data_ptr(),
+        rows[sent:].data_ptr() if len(rows) > sent else None, out.data_ptr(), tokens, sent // max(tokens, 1), hidden,
+    )  # fmt: skip
 
 
 def _by_expert(chosen: Tensor, count: int, grid: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -142,7 +219,7 @@ def sum_rows(rows: Tensor, place: Tensor, shares: Tensor | None) -> Tensor:
     rows, place, out = rows.contiguous(), place.contiguous(), rows.new_empty(tokens, width)
     shares = None if shares is None else shares.contiguous()
     native.sum_rows(
-        rows.data_ptr(), place.data_ptr(), None if shares is None else shares.data_ptr(), out.data_ptr(),
+        rows.data_ptr(), place.data_ptr(), None if shares is None else shares.data_ptr(), None, out.data_ptr(),
         tokens, choices, width,
     )  # fmt: skip
     return out
@@ -174,14 +251,32 @@ def mix_experts(
     ups: Sequence[Tensor],
     downs: Sequence[Tensor],
     products: Products | None = None,
+    shared: Sequence[Tensor] = (),
 ) -> Tensor:
     """The sum over a token's experts e of share * down_e(silu(gate_e(x)) * up_e(x)).
 
     x: (N, D); chosen: (N, A) int64, which experts; shares: (N, A) float32; gates and ups: E matrices (F, D), downs: E
     matrices (D, F). Returns (N, D). An expert without a token gets no gradient. products: other ways to multiply, with
-    operands in fp8 for example.
+    operands in fp8 for example. shared: gate, up and down of a further expert that all tokens meet, of any width.
     """
-    return _Experts.apply(x, shares, chosen, products, *gates, *ups, *downs)
+    if products is None and _has_tiles_for(x, *gates, *ups, *downs, *shared) and shares.dtype == torch.float32:
+        further = [[m] for m in shared] or [[], [], []]
+        matrices = [*gates, *further[0], *ups, *further[1], *downs, *further[2]]
+        keep = keeps_gradient(x, shares, *matrices)
+        out: Tensor = _Tiled.apply(x, shares, chosen, len(gates), keep, *matrices)
+        return out
+    out = _Experts.apply(x, shares, chosen, products, *gates, *ups, *downs)
+    if not shared:
+        return out
+    gate, up, down = shared
+    return out + linear_in_training(
+        gated(linear_in_training(x, gate, None), linear_in_training(x, up, None)), down, None
+    )
+
+
+def _has_tiles_for(*tensors: Tensor) -> bool:
+    """True for what the tiled kernel takes; the first tensor is the rows', which it may copy."""
+    return has_tiles() and len(tensors[0]) > 0 and fits(*tensors) and all(m.is_contiguous() for m in tensors[1:])
 
 
 def mix_experts_plain(

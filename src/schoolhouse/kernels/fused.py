@@ -51,7 +51,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float, shift: float, inverse: Tensor
     assert native is not None, "fits says whether there are kernels"
     kept = None if inverse is None else inverse.data_ptr()
     rows = x.numel() // max(width, 1)
-    native.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), kept, rows, width, eps, shift)
+    native.rms_norm(x.data_ptr(), width, weight.data_ptr(), out.data_ptr(), width, kept, rows, width, eps, shift)
     return out
 
 
@@ -78,8 +78,8 @@ class _RMSNorm(torch.autograd.Function):
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         parts = inverse.new_empty(-(-rows // ROWS), width)
         native.rms_norm_back(
-            grad.data_ptr(), x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), to_x.data_ptr(), parts.data_ptr(),
-            None if to_weight is None else to_weight.data_ptr(), rows, width, ctx.shift,
+            grad.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), inverse.data_ptr(), to_x.data_ptr(), width,
+            parts.data_ptr(), None if to_weight is None else to_weight.data_ptr(), rows, width, ctx.shift,
         )  # fmt: skip
         return to_x, to_weight, None, None
 
@@ -187,8 +187,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, still: int, neighbours: bool, *
     x = x if even and x.stride(3) == 1 else x.contiguous()
     step, out = x.stride(1) if length > 1 else x.stride(0), x.new_empty(x.shape)
     native.turn(
-        x.data_ptr(), step, x.stride(2), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), batch * length, heads,
-        width, still, cos.shape[-1], neighbours, back,
+        x.data_ptr(), step, x.stride(2), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), heads * width, batch * length,
+        heads, width, still, cos.shape[-1], neighbours, back,
     )  # fmt: skip
     return out
 

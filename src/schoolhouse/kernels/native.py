@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -44,22 +45,29 @@ _ARGUMENTS = {
     "turned_product": "plplplllll",
     "grouped_turned": "plplpplllll",
     "grouped_product": "plppllplllll",
-    "rms_norm": "ppppllff",
-    "rms_norm_back": "pppppppllf",
-    "sum_rows": "pppplll",
+    "rms_norm": "plpplpllff",
+    "rms_norm_back": "plplppplppllf",
+    "router": "pppppppll",
+    "router_back": "ppppppppppll",
+    "rows_by_expert": "plplpp",
+    "experts_forward": "ppllllppp",
+    "experts_backward": "pppllllppppppppl",
+    "sum_rows": "ppppplll",
     "spread_rows": "ppppppll",
     "gated": "pppl",
     "gated_back": "pppppl",
-    "turn": "pllppplllllll",
+    "spread_keys": "pplpplllll",
+    "spread_keys_back": "pppplllll",
+    "turn": "pllpppllllllll",
     "token_logprobs": "pppppll",
     "token_slopes": "ppppllf",
-    "squares": "ppl",
-    "adamw": "ppppplfffffffff",
+    "squares": "plp",
+    "adamw": "plfffffff",
 }
 """What each function takes: pointers (p), whole numbers (l), fractions (f)."""
 
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "f": ctypes.c_float}
-_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC")
 _LEVELS = ("plain", "avx2", "avx512", "amx")
 _NEEDED = {
     "avx2": {"avx2", "fma"},
@@ -173,9 +181,18 @@ def _compiled(compiler: str, more: tuple[str, ...]) -> Path:
     made = folder / f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(os.cpu_count()) as at_once:
+            parts = [Path(scratch) / f"{path.stem}.o" for path in SOURCES if path.suffix == ".cpp"]
+            sources = (path for path in SOURCES if path.suffix == ".cpp")
+            commands = (
+                [compiler, *flags, "-c", str(path), "-o", str(part)] for path, part in zip(sources, parts, strict=True)
+            )
+            list(at_once.map(_called, commands))
             fresh = Path(scratch) / made.name
-            command = [compiler, *flags, *(str(path) for path in SOURCES if path.suffix == ".cpp"), "-o", str(fresh)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST_S)
+            _called([compiler, *flags, "-shared", *map(str, parts), "-o", str(fresh)])
             fresh.replace(made)
     return made
+
+
+def _called(command: list[str]) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST_S)

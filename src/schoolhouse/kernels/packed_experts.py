@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,22 +16,11 @@ from torch.nn import functional as F
 from schoolhouse.kernels.native import library
 from schoolhouse.kernels.packed_weight import FILL, can_pack
 from schoolhouse.kernels.pages import in_large_pages
+from schoolhouse.kernels.router import Rule
 
 PLACES = 16  # columns of the router come in such groups
 ROOM = 64  # rows for which there has to be more room than there are
 LANES = 16  # numbers that the C++ takes at once
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How experts are chosen by their logits: see `model/moe.py`."""
-
-    choices: int
-    groups: int
-    kept_groups: int
-    by_sigmoid: bool
-    normalised: bool
-    factor: float
 
 
 class Copied:
@@ -53,17 +41,17 @@ class Copied:
 class PackedExperts:
     """A copy of a router (E, D) and of its experts, gate (F, D), up (F, D) and down (D, F) of each, all bf16."""
 
-    def __init__(self, router: Tensor, bias: Tensor | None, experts: Sequence[Tensor], rules: Rules) -> None:
+    def __init__(self, router: Tensor, bias: Tensor | None, experts: Sequence[Tensor], rule: Rule) -> None:
         """experts: gate, up and down of each."""
         self._of_router, self._of_experts = Copied(_both(router, bias)), Copied(experts)
-        self.rules, (self.inner, self._width) = rules, experts[0].shape
+        self.rule, (self.inner, self._width) = rule, experts[0].shape
         self._router = F.pad(router.detach().double(), (0, 0, 0, -len(router) % PLACES)).t().contiguous()  # (D, places)
         self._bias = None if bias is None else bias.detach().float().clone()
         self._packed, self._addresses = pack_together(experts)
         self._count = len(experts) // 3
         self.words = feed_words(
             self._router.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(), self._addresses.data_ptr(),
-            self._count, self.inner, rules,
+            self._count, self.inner, rule,
         )  # fmt: skip
 
     def routes_as(self, router: Tensor, bias: Tensor | None) -> bool:
@@ -78,7 +66,7 @@ class PackedExperts:
         """Each row's experts (N, A) int64, their shares (N, A) and all scores (N, E) float32. x: (N, D) bf16."""
         native, (rows, width) = library(), x.shape
         assert native is not None, "nothing is packed where there are no kernels"
-        x, words, choices = x.contiguous(), torch.tensor(self.words, dtype=torch.int64), self.rules.choices
+        x, words, choices = x.contiguous(), torch.tensor(self.words, dtype=torch.int64), self.rule.active
         chosen = torch.empty(rows, choices, dtype=torch.int64)
         shares, scores = (torch.empty(rows, columns, dtype=torch.float32) for columns in (choices, self._count))
         native.choose_rows(
@@ -92,7 +80,7 @@ class PackedExperts:
         assert native is not None, "nothing is packed where there are no kernels"
         x, chosen, shares = x.contiguous(), chosen.contiguous(), shares.contiguous()
         out, words = torch.empty_like(x), torch.tensor(self.words, dtype=torch.int64)
-        scratch = x.new_empty(feed_room(rows, width, self.rules.choices, self.inner, 0))
+        scratch = x.new_empty(feed_room(rows, width, self.rule.active, self.inner, 0))
         native.mix_packed(
             words.data_ptr(), x.data_ptr(), chosen.data_ptr(), shares.data_ptr(), out.data_ptr(), rows, width,
             scratch.data_ptr(),
@@ -125,12 +113,12 @@ def pack_together(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return packed, addresses
 
 
-def feed_words(router: int, bias: int, experts: int, count: int, inner: int, rules: Rules) -> tuple[int, ...]:
+def feed_words(router: int, bias: int, experts: int, count: int, inner: int, rule: Rule) -> tuple[int, ...]:
     """A layer's mixture as the C++ is told of it, without what all rows meet (`common_words`)."""
-    (factor,) = struct.unpack("q", struct.pack("d", rules.factor))
+    (factor,) = struct.unpack("q", struct.pack("d", rule.scale))
     return (
-        router, bias, experts, count, rules.choices, rules.groups, rules.kept_groups, int(rules.by_sigmoid),
-        int(rules.normalised), inner, factor, *NOTHING,
+        router, bias, experts, count, rule.active, rule.groups, rule.kept, int(not rule.softmax),
+        int(rule.normalised), inner, factor, *NOTHING,
     )  # fmt: skip
 
 

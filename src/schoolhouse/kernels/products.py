@@ -94,6 +94,14 @@ def gradients_of(weights: Sequence[Tensor], grad: Tensor, x: Tensor, ends: Seque
     return [None] * len(ends)
 
 
+def homes_of(weights: Sequence[Tensor]) -> list[Tensor | None] | None:
+    """Where each weight's gradients are summed, None for one that wants none; None if any other has no place."""
+    homes = [w.grad if w.requires_grad and getattr(w, _IN_PLACE, False) else None for w in weights]
+    if any(home is None or not home.is_contiguous() for w, home in zip(weights, homes, strict=True) if w.requires_grad):
+        return None
+    return homes
+
+
 def _is_turned(grad: Tensor, x: Tensor) -> bool:
     return library() is not None and _is_ours(grad) and _is_ours(x) and grad.numel() * x.shape[1] >= LEAST
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from schoolhouse.kernels.attention import Scoring
 from schoolhouse.kernels.fused import turn
 from schoolhouse.kernels.heads import HeadProducts, PackedHeads, can_pack_heads
+from schoolhouse.kernels.latent import make_latents, spread_keys
 from schoolhouse.kernels.native import takes
 from schoolhouse.model.attention import Context, Ropes
 from schoolhouse.model.config import FULL, ModelConfig
@@ -53,9 +54,10 @@ class LatentAttention(nn.Module):
         m, rope = self.sizes, ropes[FULL]
         q = self._queries(x).view(batch, length, -1, m.qk_head_dim)
         q = turn(q, *rope, still=m.qk_nope_head_dim, neighbours=self.interleaved)  # (B, T, H, Dn + Dr)
-        latent, key = self.kv_a_proj_with_mqa(x).split((m.kv_lora_rank, m.qk_rope_head_dim), dim=-1)
-        key = turn(key[:, :, None], *rope, neighbours=self.interleaved)  # one for all heads
-        latent = torch.cat((self.kv_a_layernorm(latent)[:, :, None], key), dim=-1)  # (B, T, 1, R + Dr)
+        norm = self.kv_a_layernorm
+        latent = make_latents(self.kv_a_proj_with_mqa(x), norm.weight, norm.eps, *rope, neighbours=self.interleaved)[
+            :, :, None
+        ]  # (B, T, 1, R + Dr)
         out = context.attend_latent(self.layer, q, latent, self, self.scoring)
         return self.o_proj(out.reshape(batch, length, -1))
 
@@ -75,8 +77,7 @@ class LatentAttention(nn.Module):
         batch, length = latent.shape[:2]
         latent, key = latent.split((m.kv_lora_rank, m.qk_rope_head_dim), dim=-1)
         both = self.kv_b_proj(latent).view(batch, length, -1, m.qk_nope_head_dim + m.v_head_dim)
-        still, values = both.split((m.qk_nope_head_dim, m.v_head_dim), dim=-1)
-        return torch.cat((still, key.expand(-1, -1, still.shape[2], -1)), dim=-1), values
+        return spread_keys(both, key, m.qk_nope_head_dim)
 
     @property
     def is_packed(self) -> bool:

@@ -6,7 +6,8 @@ balances without a loss); arXiv 2408.15664 (that bias's rule); names as in DeepS
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,11 @@ from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
 from schoolhouse.kernels.native import keeps_gradient, takes
-from schoolhouse.kernels.packed_experts import PackedExperts, Rules, can_pack_experts
+from schoolhouse.kernels.packed_experts import PackedExperts, can_pack_experts
+from schoolhouse.kernels.router import Rule, can_route, choose, route_tokens
 from schoolhouse.model.config import ModelConfig, MoE
 from schoolhouse.model.fp8_linear import Fp8Linear
 from schoolhouse.model.layers import GatedFeedForward, Linear
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Routing(NamedTuple):
@@ -38,18 +38,14 @@ def route(logits: Tensor, bias: Tensor | None, config: MoE) -> Routing:
     The bias decides who is chosen, never how much an expert counts. Groups that are left out can't be chosen, however
     low the scores of the others are.
     """
-    scores = logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(dim=-1)
-    rank = scores if bias is None else scores + bias
-    if config.n_group > 1:
-        groups = rank.unflatten(1, (config.n_group, -1))  # (N, groups, experts of a group)
-        best = groups.topk(2, dim=-1).values.sum(-1) if bias is not None else groups.amax(-1)
-        kept = torch.zeros_like(best).scatter_(1, best.topk(config.topk_group, dim=-1).indices, 1.0)
-        rank = groups.masked_fill(kept[..., None] == 0, float("-inf")).flatten(1)
-    chosen = rank.topk(config.num_experts_per_tok, dim=-1).indices
-    shares = scores.gather(1, chosen)
-    if config.norm_topk_prob:
-        shares = shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)
-    return Routing(chosen, (shares * config.routed_scaling_factor).float(), scores.float())
+    return Routing(*choose(logits, bias, _rule(config)))
+
+
+def _rule(config: MoE) -> Rule:
+    return Rule(
+        config.n_routed_experts, config.num_experts_per_tok, config.n_group, config.topk_group,
+        config.scoring_func != "sigmoid", config.norm_topk_prob, config.routed_scaling_factor,
+    )  # fmt: skip
 
 
 class Router(nn.Module):
@@ -74,7 +70,10 @@ class Router(nn.Module):
         """x: (N, D)."""
         if self.packed is not None and not torch.is_grad_enabled() and takes(x) and self.is_packed:
             return Routing(*self.packed.choose(x))
-        wide = torch.float32 if keeps_gradient(x, self.weight) else torch.float64
+        keeps = keeps_gradient(x, self.weight)
+        if keeps and can_route(x, self.weight, self.e_score_correction_bias):
+            return Routing(*route_tokens(x, self.weight, self.e_score_correction_bias, _rule(self._moe)))
+        wide = torch.float32 if keeps else torch.float64
         logits = F.linear(x.to(wide), self.weight.to(wide))
         return route(logits, self.e_score_correction_bias, self._moe)
 
@@ -111,13 +110,9 @@ class MixtureOfExperts(nn.Module):
 
     def pack(self) -> None:
         """Make that copy anew."""
-        moe, matrices = self._moe, self._matrices()
-        sigmoid = moe.scoring_func == "sigmoid"
-        rules = Rules(
-            moe.num_experts_per_tok, moe.n_group, moe.topk_group, sigmoid, moe.norm_topk_prob, moe.routed_scaling_factor
-        )
         gate = self.gate
-        self.packed = gate.packed = PackedExperts(gate.weight, gate.e_score_correction_bias, matrices, rules)
+        bias = gate.e_score_correction_bias
+        self.packed = gate.packed = PackedExperts(gate.weight, bias, self._matrices(), _rule(self._moe))
 
     def unpack(self) -> None:
         """Drop that copy."""
@@ -130,31 +125,48 @@ class MixtureOfExperts(nn.Module):
         return copy if copy is not None and self.gate.is_packed and copy.is_of(self._matrices()) else None
 
     def _can_pack(self) -> bool:
-        plain = all(isinstance(getattr(e, name), Linear) for e in self.experts for name in PROJECTIONS)
+        plain = all(isinstance(linear, Linear) for e in self.experts for linear in projections(e))
         return plain and can_pack_experts(self.gate.weight, self._matrices())
 
     def _matrices(self) -> list[Tensor]:
         """Gate, up and down of each expert."""
-        return [getattr(expert, name).weight for expert in self.experts for name in PROJECTIONS]
+        return [matrix for expert in self.experts for matrix in _matrices(expert)]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, D) to the same shape."""
         flat = x.flatten(0, -2)  # (N, D)
         routing = self.gate(flat)
-        out = self._mixed(flat, routing).view_as(x)
-        return out if self.shared_experts is None else out + self.shared_experts(x)
+        shared = self.shared_experts
+        if shared is None:
+            return self._mixed(flat, routing).view_as(x)
+        if keeps_gradient(x, shared.gate_proj.weight) and self._are_alike(shared):
+            return self._mixed(flat, routing, _matrices(shared)).view_as(x)
+        return self._mixed(flat, routing).view_as(x) + shared(x)
 
-    def _mixed(self, x: Tensor, routing: Routing) -> Tensor:
-        """The sum over each token's own experts. x: (N, D)."""
+    def _are_alike(self, shared: GatedFeedForward) -> bool:
+        """True if all experts multiply in the network's own type."""
+        return {type(e.gate_proj) for e in (shared, *self.experts)} == {Linear}
+
+    def _mixed(self, x: Tensor, routing: Routing, shared: Sequence[Tensor] = ()) -> Tensor:
+        """The sum over each token's own experts, and of those that are shared if they are handed over. x: (N, D)."""
         packed = None if torch.is_grad_enabled() or not takes(x) else self.packed_experts
         if packed is not None:
             return packed.mixed(x, routing.chosen, routing.shares)
         if all(isinstance(e.gate_proj, nn.Linear) for e in self.experts):
-            gates, ups, downs = ([getattr(e, name).weight for e in self.experts] for name in PROJECTIONS)
+            gates, ups, downs = zip(*(_matrices(e) for e in self.experts), strict=True)
             products = FP8_PRODUCTS if isinstance(self.experts[0].gate_proj, Fp8Linear) else None
-            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs, products)
+            return mix_experts(x, routing.chosen, routing.shares, gates, ups, downs, products, shared)
         out = torch.zeros_like(x)  # experts in int8 are asked one by one
         for number in routing.chosen.unique().tolist():
             tokens, place = (routing.chosen == number).nonzero(as_tuple=True)
             out.index_add_(0, tokens, self.experts[number](x[tokens]) * routing.shares[tokens, place, None].to(x.dtype))
         return out
+
+
+def projections(expert: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Gate, up and down of a gated feed-forward."""
+    return expert.gate_proj, expert.up_proj, expert.down_proj
+
+
+def _matrices(expert: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return expert.gate_proj.weight, expert.up_proj.weight, expert.down_proj.weight

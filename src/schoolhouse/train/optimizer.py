@@ -112,9 +112,12 @@ class Optimizer:
         names = {id(self._masters[n]): n for n in grads}
         for group in part.param_groups:
             pace = kernel.Pace(lr, group["weight_decay"], group["betas"], factor, group["eps"])
-            for master in (m for m in group["params"] if id(m) in names):
-                name = names[id(master)]
-                kernel.step(self._weights[name], grads[name], master, part.state[master], pace)
+            moves = [
+                kernel.Move(self._weights[name], grads[name], master, part.state[master])
+                for master in group["params"]
+                if (name := names.get(id(master))) is not None
+            ]
+            kernel.step(moves, pace)
 
     def _step_plain(self, part: torch.optim.Optimizer, grads: Mapping[str, Tensor], lr: float, factor: float) -> None:
         """torch's own step, with the gradients in fp32 for as long as it takes."""

@@ -17,20 +17,21 @@ constexpr long PART = 1 << 10;  // numbers of a gate that a thread takes at once
 
 extern "C" {
 
-// y = x / sqrt(mean(x^2) + eps) * (shift + weight), row by row; width is a multiple of 16. The rows' factors are kept
+// y = x / sqrt(mean(x^2) + eps) * (shift + weight), row by row, which may lie apart; width is a multiple of 16. Their factors are kept
 // in `inverses` unless that is null.
-WITH_BF16 void rms_norm(const bf16* x, const bf16* weight, bf16* y, float* inverses, long rows, long width, float eps,
-                        float shift) {
+WITH_BF16 void rms_norm(const bf16* x, long x_row, const bf16* weight, bf16* y, long y_row, float* inverses, long rows,
+                        long width, float eps, float shift) {
 #pragma omp parallel for schedule(static) if (rows * width > SMALL)
   for (long r = 0; r < rows; r++) {
-    const float inverse = norm_row(x + r * width, weight, y + r * width, width, eps, shift);
+    const float inverse = norm_row(x + r * x_row, weight, y + r * y_row, width, eps, shift);
     if (inverses) inverses[r] = inverse;
   }
 }
 
 // The gradients of x and, unless `to_weight` is null, of the weight; `parts` has room for (rows / 64, width) sums.
-WITH_BF16 void rms_norm_back(const bf16* grad, const bf16* x, const bf16* weight, const float* inverses, bf16* to_x,
-                             float* parts, bf16* to_weight, long rows, long width, float shift) {
+WITH_BF16 void rms_norm_back(const bf16* grad, long grad_row, const bf16* x, long x_row, const bf16* weight,
+                             const float* inverses, bf16* to_x, long to_row, float* parts, bf16* to_weight, long rows,
+                             long width, float shift) {
   const long blocks = (rows + ROWS - 1) / ROWS;
   const __m512 more = _mm512_set1_ps(shift);
 #pragma omp parallel for schedule(static) if (rows * width > SMALL)
@@ -39,7 +40,7 @@ WITH_BF16 void rms_norm_back(const bf16* grad, const bf16* x, const bf16* weight
     if (to_weight) memset(part, 0, width * sizeof(float));
     const long end = (b + 1) * ROWS < rows ? (b + 1) * ROWS : rows;
     for (long r = b * ROWS; r < end; r++) {
-      const bf16 *g = grad + r * width, *from = x + r * width;
+      const bf16 *g = grad + r * grad_row, *from = x + r * x_row;
       const __m512 inverse = _mm512_set1_ps(inverses[r]);
       __m512 inner = _mm512_setzero_ps();
       for (long i = 0; i < width; i += LANES) {
@@ -52,7 +53,7 @@ WITH_BF16 void rms_norm_back(const bf16* grad, const bf16* x, const bf16* weight
       for (long i = 0; i < width; i += LANES) {
         const __m512 slope = _mm512_mul_ps(widen(g + i), _mm512_add_ps(widen(weight + i), more));
         const __m512 normed = _mm512_mul_ps(widen(from + i), inverse);
-        narrow(to_x + r * width + i, _mm512_mul_ps(_mm512_fnmadd_ps(normed, mean, slope), inverse));
+        narrow(to_x + r * to_row + i, _mm512_mul_ps(_mm512_fnmadd_ps(normed, mean, slope), inverse));
       }
     }
   }
@@ -86,15 +87,15 @@ WITH_BF16 void gated_back(const bf16* grad, const bf16* gate, const bf16* up, bf
 
 // Heads (tokens, heads, width) whose numbers from `still` on are `half` pairs, turned by their token's angles: halves,
 // or where they are neighbours these, which come out as halves. What lies before and behind them is copied. `back`
-// turns the other way and puts neighbours where they were. The heads of x may lie apart, those of y lie end to end.
+// turns the other way and puts neighbours where they were. The heads of x may lie apart, those of a token of y lie end to end.
 WITH_BF16 void turn(const bf16* x, long token_step, long head_step, const bf16* cosine, const bf16* sine, bf16* y,
-                    long tokens, long heads, long width, long still, long half, long neighbours, long back) {
+                    long y_step, long tokens, long heads, long width, long still, long half, long neighbours, long back) {
   const long behind = still + 2 * half;
 #pragma omp parallel for schedule(static) if (tokens * heads * width > SMALL)
   for (long t = 0; t < tokens; t++)
     for (long h = 0; h < heads; h++) {
       const bf16* from = x + t * token_step + h * head_step;
-      bf16* to = y + (t * heads + h) * width;
+      bf16* to = y + t * y_step + h * width;
       if (still) memcpy(to, from, still * sizeof(bf16));
       if (behind < width) memcpy(to + behind, from + behind, (width - behind) * sizeof(bf16));
       turn_pairs_of(from + still, cosine + t * half, sine + t * half, to + still, half, neighbours, back);

@@ -25,8 +25,6 @@ void pack_rows(const bf16* x, long stride, long m, long k, bf16* out) {
   }
 }
 
-WITH_BF16 inline __m512bh pairs_of(const bf16* weight) { return (__m512bh)_mm512_loadu_si512(weight); }
-
 template <int R>
 WITH_BF16 void tile(const bf16* rows, const bf16* weight, long k, bf16* y, long stride, long columns, const char* ahead) {
   const int* a = reinterpret_cast<const int*>(rows);

@@ -6,11 +6,14 @@ namespace {
 
 constexpr long STRIDE = 4 * LANES;  // numbers of a sum that the registers hold
 
-// 64 numbers of a token's sum over its choices, from i on.
-WITH_BF16 inline void sum_choices(const bf16* rows, const int64_t* place, const float* shares, bf16* to, long choices,
-                                  long width, long i) {
+// 64 numbers of a token's sum over its choices, from i on, on top of `more` unless that is null.
+WITH_BF16 inline void sum_choices(const bf16* rows, const int64_t* place, const float* shares, const bf16* more, bf16* to,
+                                  long choices, long width, long i) {
   __m512 sum[4];
-  for (long j = 0; j < 4; j++) sum[j] = _mm512_setzero_ps();
+  for (long j = 0; j < 4; j++) {
+    const long at = i + j * LANES;
+    sum[j] = more && at < width ? widen(more + at, inside(width - at)) : _mm512_setzero_ps();
+  }
   for (long c = 0; c < choices; c++) {
     const bf16* row = rows + place[c] * width;
     const __m512 share = _mm512_set1_ps(shares ? shares[c] : 1.0f);
@@ -29,13 +32,14 @@ WITH_BF16 inline void sum_choices(const bf16* rows, const int64_t* place, const 
 extern "C" {
 
 // y (tokens, width): each token's sum over its choices of rows, at the places (tokens, choices), times their shares
-// (tokens, choices) unless that is null.
-WITH_BF16 void sum_rows(const bf16* rows, const int64_t* place, const float* shares, bf16* y, long tokens, long choices,
-                        long width) {
+// (tokens, choices) unless that is null, and its row of `more` (tokens, width) unless that is null.
+WITH_BF16 void sum_rows(const bf16* rows, const int64_t* place, const float* shares, const bf16* more, bf16* y,
+                        long tokens, long choices, long width) {
 #pragma omp parallel for schedule(static) if (tokens * choices * width > SMALL)
   for (long t = 0; t < tokens; t++)
     for (long i = 0; i < width; i += STRIDE)
-      sum_choices(rows, place + t * choices, shares ? shares + t * choices : nullptr, y + t * width, choices, width, i);
+      sum_choices(rows, place + t * choices, shares ? shares + t * choices : nullptr, more ? more + t * width : nullptr,
+                  y + t * width, choices, width, i);
 }
 
 // The way back: of each row the inner product of its token's gradient with what came out, and that gradient times the row's

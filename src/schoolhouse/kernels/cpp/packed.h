@@ -12,4 +12,7 @@ constexpr long CACHED = 1 << 19;  // numbers that stay in the second cache
 
 inline long up(long n, long d) { return (n + d - 1) / d; }
 
+// Two neighbours along k of each of 16 columns.
+WITH_BF16 inline __m512bh pairs_of(const bf16* weight) { return (__m512bh)_mm512_loadu_si512(weight); }
+
 }  // namespace
