@@ -68,7 +68,7 @@ class FusedLayers:
         heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         inner, width = config.intermediate_size, config.hidden_size
         whole = (heads + 2 * kv_heads) * size
-        rows, row = max(texts * tokens, FILL), width + max(whole, width) + heads * size + 2 * inner
+        rows, row = -(-texts * tokens // FILL) * FILL, 3 * width + whole + heads * size + 2 * inner
         scratch = torch.empty(rows * row + room(rows, max(width, inner, heads * size)), dtype=x.dtype)
         scale = layers_of(self._model)[0].self_attn.scoring.scale
         native.decode_layers(

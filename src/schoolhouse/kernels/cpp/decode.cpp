@@ -7,6 +7,8 @@
 #include <omp.h>
 #include <string.h>
 
+#include <vector>
+
 #include "attention.h"
 #include "matrix.h"
 #include "rows.h"
@@ -16,6 +18,7 @@ namespace {
 constexpr long MATRICES = 7, WORDS = 6, FIRST = 6;  // of a layer; of a matrix; before the first one
 constexpr long ROOM = 32;                           // rows that a product wants room for
 constexpr long PART = 16;                           // registers of a gate that a thread takes at once
+constexpr long FEW_ROWS = 4;                        // of which each thread keeps a stream of its own
 enum { QUERY, KEY, VALUE, OUT, GATE, UP, DOWN };
 
 // Where keys or values of a layer lie: bf16 numbers, or int8 codes and their scales. Of scales those of a text and head lie
@@ -83,6 +86,59 @@ struct Looking {
   }
 };
 
+// The stream of all rows with what is read of it next. Of few rows each thread keeps one of its own: doing the same twice
+// takes less time than meeting the other threads. Each function is called by all threads of a region.
+class Stream {
+ public:
+  bf16* normed;
+
+  Stream(bf16* x, bf16* normed, long rows, long width, float eps)
+      : normed(normed), x_(x), all_(x), rows_(rows), width_(width), eps_(eps), alone_(rows <= FEW_ROWS) {
+    if (!alone_) return;
+    own_.resize((FEW_ROWS + ROOM) * width), x_ = own_.data(), this->normed = x_ + FEW_ROWS * width;
+    memcpy(x_, x, rows * width * sizeof(bf16));
+  }
+
+  // Adds these rows to the stream, if there are any, and norms the sums by a weight, if there is one.
+  WITH_BF16 void add(const bf16* y, const bf16* weight) {
+    if (alone_) return add_some(y, weight, 0, rows_);
+#pragma omp for schedule(static)
+    for (long b = 0; b < rows_; b++) add_some(y, weight, b, b + 1);
+  }
+
+  // gate * sigmoid(gate) * up.
+  WITH_BF16 const bf16* gated(bf16* gate, const bf16* up, long inner) {
+    const long count = rows_ * inner, part = LANES * PART;
+    if (alone_) {
+      gated_.resize(ROOM * inner);
+      gate_row(gate, up, gated_.data(), count);
+      return gated_.data();
+    }
+#pragma omp for schedule(static)
+    for (long i = 0; i < count; i += part) gate_row(gate + i, up + i, gate + i, count - i < part ? count - i : part);
+    return gate;
+  }
+
+  // Hands the stream back to where it came from.
+  void leave() {
+    if (alone_ && omp_get_thread_num() == 0) memcpy(all_, x_, rows_ * width_ * sizeof(bf16));
+  }
+
+ private:
+  WITH_BF16 void add_some(const bf16* y, const bf16* weight, long first, long last) {
+    for (long b = first; b < last; b++) {
+      if (y) add_row(x_ + b * width_, y + b * width_, width_);
+      if (weight) norm_row(x_ + b * width_, weight, normed + b * width_, width_, eps_, 0.0f);
+    }
+  }
+
+  bf16 *x_, *const all_;
+  const long rows_, width_;
+  const float eps_;
+  const bool alone_;
+  std::vector<bf16> own_, gated_;
+};
+
 }  // namespace
 
 extern "C" {
@@ -90,57 +146,45 @@ extern "C" {
 // x (texts, tokens, width) becomes the hidden states behind the last layer, not yet normed. layers: 6 + 7 * 6 words each.
 // cosine and sine: (texts, tokens, size / 2). lengths: tokens that each text holds before these. strides: from one text,
 // head and token of the cache to the next, and of its scales from one text and head to the next. scratch: for as many rows
-// as tokens of all texts, at least 32, a row's normed state, projections, heads and both gates, and behind them what the
-// widest product lays out.
+// as tokens of all texts, filled up to 32, a row's normed state, projections, heads, both gates and two sums with the
+// stream, and behind them what the widest product lays out.
 WITH_BF16 void decode_layers(const int64_t* layers, long count, bf16* x, const bf16* cosine, const bf16* sine,
                              const int64_t* lengths, const int64_t* strides, long texts, long tokens, long heads,
                              long kv_heads, long size, long width, long inner, float scale, float eps, bf16* scratch) {
-  const long all = texts * tokens, rows = all < ROOM ? ROOM : all;
+  const long all = texts * tokens, rows = (all + ROOM - 1) / ROOM * ROOM;
   const long whole = (heads + 2 * kv_heads) * size;
-  bf16 *normed = scratch, *projected = normed + rows * width, *seen = projected + rows * (whole > width ? whole : width);
-  bf16 *gate = seen + rows * heads * size, *up = gate + rows * inner, *laid = up + rows * inner;
+  bf16 *normed = scratch, *projected = normed + rows * width, *seen = projected + rows * whole;
+  bf16 *gate = seen + rows * heads * size, *up = gate + rows * inner, *mixed = up + rows * inner;
+  bf16 *fed = mixed + rows * width, *laid = fed + rows * width;
   const long even = texts * kv_heads / (TURNS_A_THREAD * omp_get_max_threads()), turn = even < 1 ? 1 : even;
   const Looking looking{strides, texts, tokens, heads, kv_heads, size, scale, cosine, sine, lengths, projected, seen};
+  const auto layer_at = [=](long l) { return Layer(layers + l * (FIRST + MATRICES * WORDS)); };
 #pragma omp parallel
   {
     Room room;
+    Stream stream(x, normed, all, width, eps);
+    stream.add(nullptr, layer_at(0).before);
     for (long l = 0; l < count; l++) {
-      const Layer layer(layers + l * (FIRST + MATRICES * WORDS));
+      const Layer layer = layer_at(l);
       const Matrix* m = layer.matrix;
-      if (l == 0) {
-#pragma omp for schedule(static)
-        for (long b = 0; b < all; b++) norm_row(x + b * width, layer.before, normed + b * width, width, eps, 0.0f);
-      }
-      multiply_rows(normed, width, m[QUERY], projected, whole, all, laid);
-      multiply_rows(normed, width, m[KEY], projected + heads * size, whole, all, laid);
-      multiply_rows(normed, width, m[VALUE], projected + (heads + kv_heads) * size, whole, all, laid);
+      multiply_rows(stream.normed, width, m[QUERY], projected, whole, all, laid, true);
+      multiply_rows(stream.normed, width, m[KEY], projected + heads * size, whole, all, laid, true);
+      multiply_rows(stream.normed, width, m[VALUE], projected + (heads + kv_heads) * size, whole, all, laid, true);
 #pragma omp barrier
 #pragma omp for schedule(dynamic, turn) collapse(2)
       for (long b = 0; b < texts; b++)
         for (long h = 0; h < kv_heads; h++) looking.look(layer, b, h, room);
-      multiply_rows(seen, heads * size, m[OUT], projected, width, all, laid);
+      multiply_rows(seen, heads * size, m[OUT], mixed, width, all, laid, true);
 #pragma omp barrier
-#pragma omp for schedule(static)
-      for (long b = 0; b < all; b++) {
-        add_row(x + b * width, projected + b * width, width);
-        norm_row(x + b * width, layer.between, normed + b * width, width, eps, 0.0f);
-      }
-      multiply_rows(normed, width, m[GATE], gate, inner, all, laid);
-      multiply_rows(normed, width, m[UP], up, inner, all, laid);
+      stream.add(mixed, layer.between);
+      multiply_rows(stream.normed, width, m[GATE], gate, inner, all, laid, true);
+      multiply_rows(stream.normed, width, m[UP], up, inner, all, laid, true);
 #pragma omp barrier
-#pragma omp for schedule(static)
-      for (long i = 0; i < all * inner; i += LANES * PART)
-        gate_row(gate + i, up + i, gate + i, all * inner - i < LANES * PART ? all * inner - i : LANES * PART);
-      multiply_rows(gate, inner, m[DOWN], projected, width, all, laid);
+      multiply_rows(stream.gated(gate, up, inner), inner, m[DOWN], fed, width, all, laid, true);
 #pragma omp barrier
-#pragma omp for schedule(static)
-      for (long b = 0; b < all; b++) {
-        add_row(x + b * width, projected + b * width, width);
-        if (l + 1 == count) continue;
-        const bf16* next = (const bf16*)layers[(l + 1) * (FIRST + MATRICES * WORDS)];
-        norm_row(x + b * width, next, normed + b * width, width, eps, 0.0f);
-      }
+      stream.add(fed, l + 1 < count ? layer_at(l + 1).before : nullptr);
     }
+    stream.leave();
   }
 }
 

@@ -91,10 +91,10 @@ void product(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_s
       }
 }
 
-// The same by tiles.
+// The same by tiles. Last rows that fill no tile get room, unless there is memory behind them.
 WITH_TILES void tiled_product(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_stride, long m, long n, long k,
-                              bf16* scratch) {
-  const long rest = m % TILE ? m % BLOCK_ROWS : 0, whole = m - rest;  // the last rows fill no tile: they get room
+                              bf16* scratch, bool filled) {
+  const long rest = m % TILE && !filled ? m % BLOCK_ROWS : 0, whole = m - rest;
   if (rest) {
 #pragma omp for schedule(static)
     for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
@@ -127,11 +127,12 @@ WITH_TILES void tiled_product(const bf16* x, long x_stride, const bf16* weight, 
 
 }  // namespace
 
-void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch) {
+void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch, bool filled) {
   if (w.bits < 16) return multiply_codes(x, x_stride, w, y, y_stride, m, scratch);
   const bf16* weight = (const bf16*)w.weight;
-  const bool tiles = tiles_allowed && w.k % DEEP == 0;
-  (tiles ? tiled_product : product)(x, x_stride, weight, y, y_stride, m, w.n, w.k, scratch);
+  if (tiles_allowed && w.k % DEEP == 0)
+    return tiled_product(x, x_stride, weight, y, y_stride, m, w.n, w.k, scratch, filled);
+  product(x, x_stride, weight, y, y_stride, m, w.n, w.k, scratch);
 }
 
 extern "C" {

@@ -11,8 +11,9 @@ struct Matrix {
 };
 
 // y (m, n) = x (m, k) times the transpose of a matrix. No thread waits for the others at the end. scratch: room for m
-// rows, filled up to 32, of 2 * k + 128 numbers.
-void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch);
+// rows, filled up to 32, of 2 * k + 128 numbers. filled: behind x, too, there is memory for as many rows, whatever it holds.
+void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch,
+                   bool filled = false);
 
 // The same with codes.
 void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch);
