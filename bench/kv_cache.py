@@ -4,7 +4,7 @@
 
 FOLDER is a checkpoint in the shape of Llama. Both sides take turns in one process; a step is all layers and the head
 for one new token of each text, over random keys and values. A time is the median over the rounds. Nearness: prompts of
-300 words of the licence's text, 64 greedy tokens of each by the cache in bf16; what both caches say along these.
+300 words of the licence's text, 48 greedy tokens of each by the cache in bf16; what both caches say along these.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schoolhouse.text.tokenizer import Tokenizer
 
 SHAPES = ((64, 160), (128, 160), (8, 4096), (1, 8000))  # texts, tokens of each
 SIDES = {"bf16": False, "int8": True}
-PROMPTS, PROMPT, NEW = 16, 300, 64
+PROMPTS, PROMPT, NEW = 8, 300, 48
 
 
 def stepper(model: Transformer, texts: int, tokens: int, coded: bool) -> Callable[[], float]:

@@ -61,3 +61,22 @@ def test_drafts_change_nothing(requests, slots):
     for a, b in zip([c for row in got for c in row], [c for row in wanted for c in row], strict=True):
         assert (a.ids, a.finish_reason) == (b.ids, b.finish_reason)
         torch.testing.assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), rtol=1e-5, atol=2e-5)
+
+
+@settings(max_examples=15)
+@given(st.lists(REQUEST, min_size=1, max_size=4), st.integers(1, 9), st.lists(st.integers(0, 511), max_size=12))
+def test_over_codes_neither_company_nor_drafts_matter(requests, slots, beginning):
+    """But for a number that another order of summing pushes over the edge between two codes: a step of one of many."""
+    asked, plans = [beginning + ids for ids, _ in requests], [plans for _, plans in requests]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speculation, "ENOUGH", 0)
+        patch.setattr(speculation, "JUDGED", 10**9)
+        drafted = Engine(MODEL, slots, Speculation([Guesses(), PromptLookup()]), int8_cache=True).generate(asked, plans)
+    pairs = []
+    for ids, row, many in zip(asked, plans, drafted, strict=True):
+        alone = [Engine(MODEL, 1, int8_cache=True).generate([ids], [[plan]])[0][0] for plan in row]
+        pairs += list(zip(many, alone, strict=True))
+    assert sum(a.ids != b.ids for a, b in pairs) <= 1
+    for a, b in pairs:
+        same = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y), len(a.ids))
+        torch.testing.assert_close(torch.tensor(a.logprobs[:same]), torch.tensor(b.logprobs[:same]), rtol=0, atol=0.02)

@@ -17,7 +17,6 @@ from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.attention_codes import Codes, attend_one_codes
 from schoolhouse.kernels.heads import look_at_latents
 from schoolhouse.kernels.native import takes
-from schoolhouse.kernels.pages import in_large_pages
 from schoolhouse.kernels.texts import Layout, attend_layout
 from schoolhouse.model.attention import Context, Expands
 from schoolhouse.model.config import ModelConfig
@@ -68,7 +67,7 @@ class SlotCache:
             size = self.slots * self._heads * self.capacity * width
             if size > slab.shape[1]:
                 # Pages beyond the capacity are not touched, so that they take no memory until the texts grow into them.
-                slab = in_large_pages(slab.new_empty(len(slab), max(size, 2 * slab.shape[1])))
+                slab = slab.new_empty(len(slab), max(size, 2 * slab.shape[1]))
                 self._slabs[place] = width, slab
             views.append([row[:size].view(self.slots, self._heads, self.capacity, width) for row in slab])
             for old, new in zip(held[place] if held else (), views[-1], strict=False):

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from schoolhouse.kernels.native import library
 from schoolhouse.kernels.packed_weight import FILL, can_pack
-from schoolhouse.kernels.pages import in_large_pages
 from schoolhouse.kernels.router import Rule
 
 PLACES = 16  # columns of the router come in such groups
@@ -106,7 +105,7 @@ def pack_together(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     assert native is not None, "can_pack says whether there are kernels"
     sizes = torch.tensor([0, *((-(-m.shape[0] // FILL) * FILL) * m.shape[1] for m in matrices)])
     ends = sizes.cumsum(0)
-    packed = in_large_pages(torch.empty(int(ends[-1]), dtype=torch.bfloat16))
+    packed = torch.empty(int(ends[-1]), dtype=torch.bfloat16)
     addresses = packed.data_ptr() + 2 * ends[:-1]
     for matrix, address in zip(matrices, addresses.tolist(), strict=True):
         native.pack_weight(matrix.data_ptr(), matrix.stride(0), *matrix.shape, address)

@@ -1,8 +1,8 @@
 // Attention of one new token in each running text, over keys and values in bf16 where the cache holds them.
 //
 // A text reads its own tokens and no more, once: the query heads that share a key head take turns on a block that is in
-// the first cache. What comes so many tokens later is asked for: the values while the last keys are read, the next text's
-// keys while the last values are. Sums and the softmax are in fp32.
+// the first cache. What comes next is asked for early: a text's values while its keys are read, the next one's keys
+// while its values are. Sums and the softmax are in fp32.
 
 #include <math.h>
 #include <omp.h>
@@ -11,7 +11,8 @@
 
 namespace {
 
-constexpr long PAIRS = 32, CHUNK = 64, BLOCK = 16;
+constexpr long PAIRS = 32, CHUNK = 64, BLOCK = 64;
+constexpr long LINE = 32;  // numbers that memory hands over at once
 
 // The sums of 16 registers, one a lane.
 WITH_BF16 inline __m512 sums_of(const __m512* x) {
@@ -28,6 +29,12 @@ WITH_BF16 inline __m512 sums_of(const __m512* x) {
     two[i] = _mm512_add_ps(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
                            _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
   return _mm512_add_ps(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
+}
+
+// Asks for rows of 16-bit numbers before they are needed.
+inline void fetch(const bf16* rows, long stride, long count, long width) {
+  for (long s = 0; s < count; s++)
+    for (long d = 0; d < width; d += LINE) __builtin_prefetch(rows + s * stride + d, 0, 2);
 }
 
 // Adds the values of a block of tokens, each times its shares, to the sums of R queries, P registers of each.
@@ -98,6 +105,11 @@ WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long wi
   return sums_of(sum);
 }
 
+// Asks for the first keys of what is looked at next.
+inline void fetch_keys(const bf16* keys, long stride, long from, long tokens, long width) {
+  if (keys) fetch(keys + from * stride, stride, tokens, width);
+}
+
 }  // namespace
 
 WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
@@ -105,12 +117,10 @@ WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const 
                            Room& room) {
   const long padded = (count + LANES - 1) / LANES * LANES;
   float *scores = room.scores(share * padded), *sums = room.sums(share * depth);
-  const Road over_keys{keys, 2 * key_row, 2 * width, count, values, 2 * value_row, 2 * depth};
-  const Road over_values{values, 2 * value_row, 2 * depth, count, following, 2 * key_row, 2 * width};
   for (long s = 0; s < count; s += LANES) {
     const long left = count - s < LANES ? count - s : LANES;
+    fetch(values + s * value_row, value_row, left, depth);
     for (long i = 0; i < share; i++) {
-      over_keys.ask(s + LANES * i / share, s + LANES * (i + 1) / share);
       const __m512 found = scores_of(q + i * width, keys + s * key_row, key_row, width, left);
       _mm512_storeu_ps(scores + i * padded + s, _mm512_mul_ps(found, _mm512_set1_ps(scale)));
     }
@@ -123,7 +133,7 @@ WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const 
   for (long i = 0; i < share * depth; i++) sums[i] = 0;
   for (long s = 0; s < count; s += BLOCK) {
     const long tokens = count - s < BLOCK ? count - s : BLOCK;
-    over_values.ask(s, s + BLOCK);
+    fetch_keys(following, key_row, s, tokens, width);
     for (long d = 0; d < depth; d += CHUNK) {
       const long parts = (depth - d < CHUNK ? depth - d : CHUNK) / LANES;
       for (long i = 0; i < share; i += 4)
