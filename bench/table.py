@@ -139,7 +139,7 @@ def draw(found: list[Row], path: Path) -> None:
         axes.barh(places, [row.times for row in mine], height=0.38, color=colour, label=processor)
         for place, row in zip(places, mine, strict=True):
             aim = WANTED.get((row.work, row.beside), 0.0) if processor == "AMX" else 0.0
-            beyond = aim if 0 <= aim - row.times < 0.5 else row.times  # the number keeps clear of the mark
+            beyond = aim if 0 <= aim - row.times < 0.4 else row.times  # the number keeps clear of the mark
             axes.text(beyond + 0.06, place, f"{row.times:.2f}", fontsize=7, va="center")
     aims = [(WANTED[line], i) for i, line in enumerate(lines) if line in WANTED]
     axes.plot([aim for aim, _ in aims], [i - 0.2 for _, i in aims], "k|", markersize=9, markeredgewidth=2, label="aim")
