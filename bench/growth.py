@@ -5,7 +5,7 @@
 Random weights in bf16: SmolLM2-135M's shape (grouped queries), and the preset micro (latents, experts) with a context
 as long. Arithmetic counts the bytes that must be read (weights in use, what is remembered of each text; in training
 gradients and the optimizer's numbers, too) and the operations, and takes each at what this machine does with them in
-plain torch in the same run: reading a large tensor, multiplying large matrices. A curve's first point gives its
+plain torch in the same run: a product of two long vectors, of two large matrices. A curve's first point gives its
 efficiency, which arithmetic keeps from there on. `steepness` is measured growth over the growth by arithmetic: 1 is
 what arithmetic says, below it cost grows less. All points of a curve take turns in one process; medians count.
 """
@@ -86,11 +86,11 @@ def training(config: ModelConfig) -> Work:
 
 def speeds_of_torch() -> dict[str, float]:
     """Bytes read a second and operations a second, by what torch has for them: best of a few."""
-    numbers = torch.ones(1 << 28)  # 1 GiB
+    first, second = torch.ones(2, 1 << 27)  # 1 GiB
     matrix = torch.ones(2048, 2048, dtype=torch.bfloat16)
-    read = min(clock(numbers.sum)[0] for _ in range(5))
+    read = min(clock(lambda: torch.dot(first, second))[0] for _ in range(8))
     multiplied = min(clock(lambda: matrix @ matrix)[0] for _ in range(20))
-    return {"bytes_a_second": 4 * numbers.numel() / read, "flops_a_second": 2 * 2048**3 / multiplied}
+    return {"bytes_a_second": 2 * 4 * len(first) / read, "flops_a_second": 2 * 2048**3 / multiplied}
 
 
 class Growth:

@@ -81,7 +81,7 @@ def openvino_side(folder: str, way: str) -> None:
             return [answer.m_generation_ids[0][0] for answer in answers]
 
     else:
-        single = openvino_genai.LLMPipeline(folder, "CPU", hints | {"ATTENTION_BACKEND": "SDPA"})
+        single = openvino_genai.LLMPipeline(folder, "CPU", ATTENTION_BACKEND="SDPA", **hints)
 
         def first(rows: numpy.ndarray) -> list[int]:
             asked = openvino_genai.TokenizedInputs(openvino.Tensor(rows), openvino.Tensor(numpy.ones_like(rows)))
