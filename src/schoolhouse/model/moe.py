@@ -17,6 +17,7 @@ from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
 from schoolhouse.kernels.native import keeps_gradient, takes
 from schoolhouse.kernels.packed_experts import PackedExperts, Rules, can_pack_experts
+from schoolhouse.kernels.packed_weight import PackedWeight
 from schoolhouse.model.config import ModelConfig, MoE
 from schoolhouse.model.fp8_linear import Fp8Linear
 from schoolhouse.model.layers import GatedFeedForward, Linear
@@ -141,14 +142,22 @@ class MixtureOfExperts(nn.Module):
         """x: (B, T, D) to the same shape."""
         flat = x.flatten(0, -2)  # (N, D)
         routing = self.gate(flat)
-        out = self._mixed(flat, routing).view_as(x)
-        return out if self.shared_experts is None else out + self.shared_experts(x)
+        packed = None if torch.is_grad_enabled() or not takes(flat) else self.packed_experts
+        if packed is None:
+            out = self._mixed(flat, routing)
+            return out.view_as(x) if self.shared_experts is None else out.view_as(x) + self.shared_experts(x)
+        common = self._packed_shared()
+        out = packed.mixed(flat, routing.chosen, routing.shares, common).view_as(x)
+        return out if common or self.shared_experts is None else out + self.shared_experts(x)
+
+    def _packed_shared(self) -> list[PackedWeight]:
+        """Copies of the shared experts' matrices: all of them, or none."""
+        linears = [getattr(self.shared_experts, name) for name in PROJECTIONS] if self.shared_experts else []
+        plain = all(isinstance(linear, Linear) and linear.packed and linear.is_packed for linear in linears)
+        return [linear.packed for linear in linears] if plain else []
 
     def _mixed(self, x: Tensor, routing: Routing) -> Tensor:
         """The sum over each token's own experts. x: (N, D)."""
-        packed = None if torch.is_grad_enabled() or not takes(x) else self.packed_experts
-        if packed is not None:
-            return packed.mixed(x, routing.chosen, routing.shares)
         if all(isinstance(e.gate_proj, nn.Linear) for e in self.experts):
             gates, ups, downs = ([getattr(e, name).weight for e in self.experts] for name in PROJECTIONS)
             products = FP8_PRODUCTS if isinstance(self.experts[0].gate_proj, Fp8Linear) else None
