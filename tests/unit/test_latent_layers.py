@@ -252,3 +252,24 @@ def test_heads_see_what_they_would_see_one_by_one(monkeypatch, kernels_anew, hea
                 q[text, None, token, None], held[text, None], rank, lengths[text, None] + token, scoring
             )
             assert torch.equal(one[0, 0], got[text, token])
+
+
+@pytest.mark.parametrize("changes", [kind for name, kind in KINDS.items() if name != "dense"])
+@pytest.mark.parametrize("level", [None, "avx512", "avx2"])
+def test_a_mixture_in_one_call_chooses_and_gives_what_it_does_step_by_step(monkeypatch, kernels_anew, changes, level):
+    if level:
+        monkeypatch.setenv(native.LEVEL, level)
+    model = latent(**changes)
+    mixture, x = model.model.layers[-1].mlp, draw(1, 37, 96)
+    exact = network(changes)
+    exact.load_state_dict(model.state_dict())
+    exact.double()
+    with torch.no_grad():
+        truth, plain, wanted = exact.model.layers[-1].mlp(x.double()), mixture(x), mixture.gate(x[0])
+        model.pack()
+        got, chosen = mixture(x), mixture.gate(x[0])
+    assert mixture.packed_experts is not None
+    assert torch.equal(chosen.chosen, wanted.chosen)
+    torch.testing.assert_close(chosen.shares, wanted.shares, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(chosen.scores, wanted.scores, rtol=1e-6, atol=1e-7)
+    near(got, truth, plain)

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schoolhouse.kernels.native import library
-from schoolhouse.kernels.packed_weight import FILL, can_pack
+from schoolhouse.kernels.packed_weight import FILL, Matrix, can_pack
 from schoolhouse.kernels.router import Rule
 
 PLACES = 16  # columns of the router come in such groups
 ROOM = 64  # rows for which there has to be more room than there are
 LANES = 16  # numbers that the C++ takes at once
+TILE = 16  # rows that it reads at once
 
 
 class Copied:
@@ -73,15 +74,23 @@ class PackedExperts:
         )
         return chosen, shares, scores
 
-    def mixed(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """Each row's sum over its experts. x: (N, D) bf16; chosen: (N, A) int64; shares: (N, A) float32; to (N, D)."""
+    def mixed(self, x: Tensor, chosen: Tensor, shares: Tensor, common: Sequence[Matrix] = ()) -> Tensor:
+        """Each row's sum over its experts, and what it becomes by `common` on top. x: (N, D) bf16 to (N, D).
+
+        chosen: (N, A) int64; shares: (N, A) float32; common: packed gate, up and down that all rows meet, if any.
+        """
         native, (rows, width) = library(), x.shape
         assert native is not None, "nothing is packed where there are no kernels"
-        x, chosen, shares = x.contiguous(), chosen.contiguous(), shares.contiguous()
-        out, words = torch.empty_like(x), torch.tensor(self.words, dtype=torch.int64)
-        scratch = x.new_empty(feed_room(rows, width, self.rule.active, self.inner, 0))
+        wide = common[0].shape[0] if common else 0
+        x = F.pad(x, (0, 0, 0, -rows % TILE)) if common and rows % TILE else x.contiguous()
+        chosen, shares, out = chosen.contiguous(), shares.contiguous(), x.new_empty(rows, width)
+        words = self.words
+        if common:
+            words = (*words[: -len(NOTHING)], *(matrix.words[0] for matrix in common), wide)
+        told = torch.tensor(words, dtype=torch.int64)
+        scratch = x.new_empty(feed_room(rows, width, self.rule.active, self.inner, wide))
         native.mix_packed(
-            words.data_ptr(), x.data_ptr(), chosen.data_ptr(), shares.data_ptr(), out.data_ptr(), rows, width,
+            told.data_ptr(), x.data_ptr(), chosen.data_ptr(), shares.data_ptr(), out.data_ptr(), rows, width,
             scratch.data_ptr(),
         )  # fmt: skip
         return out

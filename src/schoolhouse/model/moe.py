@@ -18,6 +18,7 @@ from schoolhouse.kernels.experts import mix_experts
 from schoolhouse.kernels.fp8_linear import FP8_PRODUCTS
 from schoolhouse.kernels.native import keeps_gradient, takes
 from schoolhouse.kernels.packed_experts import PackedExperts, can_pack_experts
+from schoolhouse.kernels.packed_weight import PackedWeight
 from schoolhouse.kernels.router import Rule, can_route, choose, route_tokens
 from schoolhouse.model.config import ModelConfig, MoE
 from schoolhouse.model.fp8_linear import Fp8Linear
@@ -137,21 +138,30 @@ class MixtureOfExperts(nn.Module):
         flat = x.flatten(0, -2)  # (N, D)
         routing = self.gate(flat)
         shared = self.shared_experts
-        if shared is None:
-            return self._mixed(flat, routing).view_as(x)
-        if keeps_gradient(x, shared.gate_proj.weight) and self._are_alike(shared):
-            return self._mixed(flat, routing, _matrices(shared)).view_as(x)
-        return self._mixed(flat, routing).view_as(x) + shared(x)
+        packed = None if torch.is_grad_enabled() or not takes(flat) else self.packed_experts
+        if packed is not None:
+            common = self._packed_shared()
+            out = packed.mixed(flat, routing.chosen, routing.shares, common)
+            shared = None if common else shared
+        elif shared is not None and keeps_gradient(x, shared.gate_proj.weight) and self._are_alike(shared):
+            out, shared = self._mixed(flat, routing, _matrices(shared)), None
+        else:
+            out = self._mixed(flat, routing)
+        return out.view_as(x) if shared is None else out.view_as(x) + shared(x)
 
     def _are_alike(self, shared: GatedFeedForward) -> bool:
         """True if all experts multiply in the network's own type."""
         return {type(e.gate_proj) for e in (shared, *self.experts)} == {Linear}
 
+    def _packed_shared(self) -> list[PackedWeight]:
+        """Copies of the shared experts' matrices: all of them, or none."""
+        linears = projections(self.shared_experts) if self.shared_experts else ()
+        copies = [linear.packed for linear in linears if isinstance(linear, Linear) and linear.is_packed]
+        held = [copy for copy in copies if copy is not None]
+        return held if len(held) == len(linears) else []
+
     def _mixed(self, x: Tensor, routing: Routing, shared: Sequence[Tensor] = ()) -> Tensor:
         """The sum over each token's own experts, and of those that are shared if they are handed over. x: (N, D)."""
-        packed = None if torch.is_grad_enabled() or not takes(x) else self.packed_experts
-        if packed is not None:
-            return packed.mixed(x, routing.chosen, routing.shares)
         if all(isinstance(e.gate_proj, nn.Linear) for e in self.experts):
             gates, ups, downs = zip(*(_matrices(e) for e in self.experts), strict=True)
             products = FP8_PRODUCTS if isinstance(self.experts[0].gate_proj, Fp8Linear) else None
