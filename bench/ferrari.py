@@ -1,11 +1,11 @@
 """Master against apprentices: what an answer of each is worth and costs, as a table and a picture.
 
-    python bench/ferrari.py NAME=FOLDER [NAME=FOLDER ...] [--home runs] [--json FILE] [--picture FILE]
+    python bench/ferrari.py NAME=FOLDER [NAME=FOLDER ...] [--int8-cache NAME ...] [--json FILE] [--picture FILE]
 
 Each model, the master first, answers the same 500 stacks of boxes and 500 sums in a process of its own, and the ledger
-books seconds, memory, energy and money; nothing should run beside it. Results are kept: the same command measures the
-missing models only. Energy is the machine's counter where it has one, else modelled from busy cores, and the JSON file
-says which.
+books seconds, memory, energy and money; nothing should run beside it. Those named by `--int8-cache` are asked once
+more with keys and values in int8, and that counts. Results are kept: the same command measures the missing models
+only. Energy is the machine's counter where it has one, else modelled from busy cores, and the JSON file says which.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ import torch
 from int8 import processor
 
 from schoolhouse.evaluate.compare import paired_difference, share
-from schoolhouse.evaluate.exam import EXAM, ITEMS
+from schoolhouse.evaluate.exam import EXAM, ITEMS, with_int8_cache
 from schoolhouse.pipeline import run_recipe
 
 RECIPE = Path(__file__).with_suffix(".toml")
 PER = 1000  # answers
 
 
-def measured(folder: Path, home: Path) -> dict[str, Any]:
+def measured(folder: Path, home: Path, int8_cache: bool) -> dict[str, Any]:
     """One model's exam: its verdicts, and what a thousand answers took."""
-    made = run_recipe(RECIPE, [f"model.source={json.dumps(str(folder.resolve()))}"], home)
+    set_ = [f"model.source={json.dumps(str(folder.resolve()))}", *(['exam.int8_cache=["model"]'] if int8_cache else [])]
+    made = run_recipe(RECIPE, set_, home)
     exam, meter = made["exam"], made["exam"].meta["meter"]
     rows = [json.loads(line) for line in exam.file(ITEMS).read_text().splitlines()]
     model = json.loads(exam.file(EXAM).read_text())["artifacts"]["model"]
-    each = PER / len(rows)
-    answering = meter["phases_s"]["model thinking"]
+    name = with_int8_cache("model") if int8_cache else "model"
+    asked = meter["phases_s"]
+    answering, all_answering = asked[f"{name} thinking"], sum(asked[phase] for phase in asked if "thinking" in phase)
+    rows = [row for row in rows if row["model"] == name]
+    each, part = PER / len(rows), answering / all_answering  # of what was asked twice the energy is shared out by time
     return {
         "artifact": model,
         "right": {f"{row['task']} {row['id']}": row["correct"] for row in rows},
@@ -44,7 +48,8 @@ def measured(folder: Path, home: Path) -> dict[str, Any]:
         "file_bytes": sum(path.stat().st_size for path in made["model"].path.glob("*.safetensors")),
         "peak_rss_bytes": meter["peak_rss_bytes"],
         "tokens_a_second": sum(row["tokens"] for row in rows) / answering,
-        "seconds": answering * each, "joules": 3600 * meter["energy_wh"] * each, "cost": meter["cost"] * each,
+        "seconds": answering * each, "joules": 3600 * meter["energy_wh"] * each * part,
+        "cost": meter["cost"] * each * part,
         "currency": meter["currency"], "energy_source": meter["energy_source"], "cost_source": meter["cost_source"],
     }  # fmt: skip
 
@@ -87,6 +92,7 @@ def draw(models: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="NAME=FOLDER, the master first")
+    parser.add_argument("--int8-cache", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--home", type=Path, default=Path("runs"))
     parser.add_argument("--json", type=Path, default=Path("bench/results/ferrari.json"))
     parser.add_argument("--picture", type=Path)
@@ -95,7 +101,7 @@ def main() -> None:
     pairs = [text.partition("=")[::2] for text in args.models]
     if args.one:
         [(_, folder)] = pairs
-        args.json.write_text(json.dumps(measured(Path(folder), args.home)) + "\n")
+        args.json.write_text(json.dumps(measured(Path(folder), args.home, bool(args.int8_cache))) + "\n")
         return
     kept = json.loads(args.json.read_text()) if args.json.exists() else {"models": {}}
     kept |= {"machine": {"cpu": processor(), "threads": torch.get_num_threads()}}
@@ -104,6 +110,7 @@ def main() -> None:
         if name not in kept["models"]:
             part = args.json.with_suffix(".part")
             command = [sys.executable, __file__, f"{name}={folder}", "--one", "--home", str(args.home)]
+            command += ["--int8-cache", name] if name in args.int8_cache else []
             subprocess.run([*command, "--json", str(part)], check=True)
             kept["models"][name] = json.loads(part.read_text())
             part.unlink()
