@@ -118,5 +118,6 @@ class MixtureOfExperts(nn.Module):
         return out
 
 
-def _matrices(expert: GatedFeedForward) -> tuple[Tensor, Tensor, Tensor]:
-    return expert.gate_proj.weight, expert.up_proj.weight, expert.down_proj.weight
+def _matrices(expert: nn.Module) -> tuple[Tensor, ...]:
+    """An expert's gate, up and down."""
+    return tuple(getattr(expert, name).weight for name in ("gate_proj", "up_proj", "down_proj"))
