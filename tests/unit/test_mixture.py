@@ -6,7 +6,7 @@ from exactness import draw, near
 
 from schoolhouse.kernels import native, products
 from schoolhouse.kernels.experts import mix_experts, mix_experts_plain
-from schoolhouse.kernels.fused import turn_plain
+from schoolhouse.kernels.fused import rms_norm_beside, turn_plain
 from schoolhouse.kernels.latent import make_latents, spread_keys, spread_keys_plain
 from schoolhouse.kernels.router import Rule, choose, route_tokens
 
@@ -152,3 +152,18 @@ def test_keys_of_all_heads_and_their_gradients_are_the_twins(still, turning, dep
     for mine, exact, theirs in zip(*results, strict=True):
         near(mine, exact, theirs)
     assert torch.equal(results[0][0], results[2][0])
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_stream_beside_its_norm_gets_the_sum_of_both_gradients(shift):
+    def beside(x, weight):
+        return rms_norm_beside(x, weight, 1e-6, shift)
+
+    def plain(x, weight):
+        return x * 1, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (weight + shift)
+
+    given = draw(1, 130, 96), draw(96, seed=1)
+    turns = [(beside, torch.bfloat16), (plain, torch.float64), (plain, torch.bfloat16)]
+    results = [both_ways(function, dtype, given, ()) for function, dtype in turns]
+    for mine, exact, theirs in zip(*results, strict=True):
+        near(mine, exact, theirs)

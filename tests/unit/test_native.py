@@ -483,19 +483,3 @@ def test_words_are_drawn_as_often_as_they_should_be():
     ids, _ = sampler.sample(logits, torch.ones(4000), torch.ones(4000), draws)
     expected = 4000 * torch.softmax(logits[0].double(), -1)
     assert (torch.bincount(ids, minlength=200) - expected).abs().max() <= 2  # even draws leave a rounding at both ends
-
-
-@pytest.mark.skipif(not native.has_tiles(), reason=f"needs AMX: {native.status()}")
-@pytest.mark.parametrize(("wide", "deep"), [(8, 8), (33, 17), (577, 385), (96, 600)])
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("add", [False, True])
-def test_groups_of_rows_meet_their_own_matrices(wide, deep, turned, add):
-    ends = [0, 1, 18, 18, 420, 452]
-    rows, held = draw(452, deep), draw(452, wide, seed=1)
-    matrices = [draw(*((deep, wide) if turned else (wide, deep)), seed=2 + g) for g in range(len(ends))]
-    got, plain, exact = held.clone(), held.clone(), held.double()
-    products.grouped_product(rows, ends, matrices, got, turned=turned, add=add)
-    products.grouped_product_plain(rows, ends, matrices, plain, turned=turned, add=add)
-    doubles = [matrix.double() for matrix in matrices]
-    products.grouped_product_plain(rows.double(), ends, doubles, exact, turned=turned, add=add)
-    near(got, exact, plain)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from schoolhouse.kernels.fused import gated, gated_slopes
 from schoolhouse.kernels.grid import GRID
 from schoolhouse.kernels.native import fits, has_tiles, keeps_gradient, library
-from schoolhouse.kernels.products import gradients_of, grouped_product, homes_of, linear_in_training
+from schoolhouse.kernels.products import gradient_of, homes_of, linear_in_training
 
 MANY = 128  # rows of an expert from which on they are filled up
 
@@ -182,29 +182,30 @@ def _each(
     add: bool = False,
 ) -> None:
     """Each expert's rows times its own matrix (out, in), or (in, out) if turned, into the same rows of `out`."""
-    if products is None:
-        return grouped_product(rows, ends, weights, out, turned=turned, add=add)
     start = 0
     for end, weight in zip(ends, weights, strict=True):
         if end > start:
-            place = out[start:end]
-            product = products.rows(rows[start:end], weight.t() if turned else weight)
-            place.copy_(place + product if add else product)
+            place, right = out[start:end], weight if turned else weight.t()
+            if products is None:
+                torch.addmm(place, rows[start:end], right, beta=int(add), out=place)
+            else:
+                product = products.rows(rows[start:end], right.t())
+                place.copy_(place + product if add else product)
         start = end
-    return None
 
 
 def _weights(
     ends: Sequence[int], grad: Tensor, rows: Tensor, weights: Sequence[Tensor], products: Products | None
 ) -> list[Tensor | None]:
     """The gradient of each expert's matrix; None for one that no token was sent to, or that has its sum already."""
-    if products is None:
-        return gradients_of(weights, grad, rows, ends)
     out: list[Tensor | None] = []
     start = 0
     for end, weight in zip(ends, weights, strict=True):
-        used = end > start and weight.requires_grad
-        out.append(products.gradient(grad[start:end], rows[start:end]) if used else None)
+        of, read = grad[start:end], rows[start:end]
+        if end == start or not weight.requires_grad:
+            out.append(None)
+        else:
+            out.append(gradient_of(weight, of, read) if products is None else products.gradient(of, read))
         start = end
     return out
 

@@ -55,6 +55,14 @@ def _normed(x: Tensor, weight: Tensor, eps: float, shift: float, inverse: Tensor
     return out
 
 
+def rms_norm_beside(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """x itself and its `rms_norm`, for a stream that goes on beside it: their gradients come back as one sum."""
+    if not keeps_gradient(x, weight) or not fits(x, weight) or x.shape[-1] % LANES or not x.is_contiguous():
+        return x, rms_norm(x, weight, eps, shift)
+    stream, normed = _RMSNormBeside.apply(x, weight, eps, shift)
+    return stream, normed
+
+
 class _RMSNorm(torch.autograd.Function):
     """Keeps the input and one number per row for the way back, nothing else."""
 
@@ -70,7 +78,12 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """d/dx of x * r(x) * w with r = (mean(x^2) + eps)^-1/2."""
+        """See `slopes`."""
+        return *_RMSNorm.slopes(ctx, grad, None), None, None
+
+    @staticmethod
+    def slopes(ctx: Any, grad: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """d/dx of x * r(x) * w with r = (mean(x^2) + eps)^-1/2, on top of another gradient of x; and d/dw."""
         x, weight, inverse = ctx.saved_tensors
         native, width, rows = library(), x.shape[-1], inverse.numel()
         assert native is not None
@@ -78,10 +91,26 @@ class _RMSNorm(torch.autograd.Function):
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         parts = inverse.new_empty(-(-rows // ROWS), width)
         native.rms_norm_back(
-            grad.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), inverse.data_ptr(), to_x.data_ptr(), width,
-            parts.data_ptr(), None if to_weight is None else to_weight.data_ptr(), rows, width, ctx.shift,
+            grad.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), inverse.data_ptr(),
+            None if beside is None else beside.data_ptr(), to_x.data_ptr(), width, parts.data_ptr(),
+            None if to_weight is None else to_weight.data_ptr(), rows, width, ctx.shift,
         )  # fmt: skip
-        return to_x, to_weight, None, None
+        return to_x, to_weight
+
+
+class _RMSNormBeside(torch.autograd.Function):
+    """`_RMSNorm` that hands its input on, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
+        """See `rms_norm_beside`."""
+        return x, _RMSNorm.forward(ctx, x, weight, eps, shift)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, stream: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Both gradients in one pass."""
+        return *_RMSNorm.slopes(ctx, grad, stream.contiguous()), None, None
 
 
 class _PlainRMSNorm(torch.autograd.Function):

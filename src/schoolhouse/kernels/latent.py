@@ -63,8 +63,8 @@ class _Latents(torch.autograd.Function):
         grad, to_x = grad.contiguous(), torch.empty_like(x)
         to_weight, parts = torch.empty_like(weight), inverse.new_empty(-(-rows // ROWS), rank)
         native.rms_norm_back(
-            grad.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), inverse.data_ptr(), to_x.data_ptr(), width,
-            parts.data_ptr(), to_weight.data_ptr(), rows, rank, 0.0,
+            grad.data_ptr(), width, x.data_ptr(), width, weight.data_ptr(), inverse.data_ptr(), None, to_x.data_ptr(),
+            width, parts.data_ptr(), to_weight.data_ptr(), rows, rank, 0.0,
         )  # fmt: skip
         _turn_behind(grad, to_x, rank, cos, sin, ctx.neighbours, back=True)
         return to_x, to_weight, None, None, None, None

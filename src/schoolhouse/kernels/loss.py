@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.native import fits, library
-from schoolhouse.kernels.products import weight_gradient
+from schoolhouse.kernels.products import gradient_of
 
 BLOCK_ROWS = 256  # 256 x 49,152 logits in bf16 are 25 MB: large enough for a fast product, still near when it is done
 
@@ -66,7 +66,7 @@ class _TokenLogprobs(torch.autograd.Function):
             block = slice(start, start + BLOCK_ROWS)
             _slopes(slope[block], targets[block], grad[block], log_total[block], ctx.cap)
         grad_hidden = torch.mm(slope, weight)[: ctx.rows] if need_hidden else None
-        grad_weight = weight_gradient(slope, hidden) if need_weight else None
+        grad_weight = gradient_of(weight, slope, hidden) if need_weight else None
         grad_bias = slope[: ctx.rows].sum(0) if need_bias else None
         return grad_hidden, grad_weight, None, grad_bias, None
 

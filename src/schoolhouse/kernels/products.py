@@ -1,7 +1,7 @@
-"""Products in training that AMX's tiles make faster than torch does: gradients of weights, experts of a mixture.
+"""Products in training that AMX's tiles make faster than torch does: gradients of weights.
 
-torch's own product with a transposed left side lays both sides out as a whole, which takes as long as multiplying them,
-and an expert's rows are too few for it (docs/lab-log.md, 2026-11-24).
+torch's own product with a transposed left side lays both sides out as a whole, which takes as long as multiplying them
+(docs/lab-log.md, 2026-11-24).
 """
 
 from __future__ import annotations
@@ -73,27 +73,6 @@ def gradient_of(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
     return None
 
 
-def gradients_of(weights: Sequence[Tensor], grad: Tensor, x: Tensor, ends: Sequence[int]) -> list[Tensor | None]:
-    """`gradient_of` for groups of rows, from the end before to its own, that met a matrix each.
-
-    weights: (N, K) each; grad: (M, N), x: (M, K). None also for a group without rows, and for a weight that wants none.
-    """
-    starts = [0, *ends[:-1]]
-    wanted = [end > start and w.requires_grad for w, start, end in zip(weights, starts, ends, strict=True)]
-    native, homes = library(), [w.grad if getattr(w, _IN_PLACE, False) else None for w in weights]
-    ours = _is_ours(grad) and _is_ours(x) and all(w.requires_grad for w in weights)
-    if native is None or not ours or not all(home is not None and home.is_contiguous() for home in homes):
-        parts = zip(weights, starts, ends, wanted, strict=True)
-        return [gradient_of(w, grad[start:end], x[start:end]) if want else None for w, start, end, want in parts]
-    grad, x = grad.contiguous(), x.contiguous()
-    where, held = torch.tensor(ends), torch.tensor([home.data_ptr() for home in homes if home is not None])
-    wide, deep = weights[0].shape
-    native.grouped_turned(
-        grad.data_ptr(), wide, x.data_ptr(), deep, where.data_ptr(), held.data_ptr(), deep, len(ends), wide, deep, True
-    )
-    return [None] * len(ends)
-
-
 def homes_of(weights: Sequence[Tensor]) -> list[Tensor | None] | None:
     """Where each weight's gradients are summed, None for one that wants none; None if any other has no place."""
     homes = [w.grad if w.requires_grad and getattr(w, _IN_PLACE, False) else None for w in weights]
@@ -114,50 +93,6 @@ def _turned(grad: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
         grad.data_ptr(), grad.stride(0), x.data_ptr(), x.stride(0), out.data_ptr(), out.stride(0),
         grad.shape[1], x.shape[1], len(x), add,
     )  # fmt: skip
-
-
-def grouped_product(
-    rows: Tensor,
-    ends: Sequence[int],
-    matrices: Sequence[Tensor],
-    out: Tensor,
-    *,
-    turned: bool = False,
-    add: bool = False,
-) -> None:
-    """Each group of rows (M, K), from the end before to its own, times its own matrix, to the same rows of out (M, N).
-
-    matrices: one a group, (N, K), or (K, N) if turned; the product is with the transpose of the first, and with the
-    second as it is. add: on top of what out holds. `grouped_product_plain` is the twin.
-    """
-    native, first = library(), matrices[0]
-    alike = all(m.stride() == first.stride() and m.stride(1) == 1 for m in matrices) and out.stride(1) == 1
-    if native is None or not _is_ours(rows) or rows.stride(1) != 1 or not alike or not _is_ours(first):
-        return grouped_product_plain(rows, ends, matrices, out, turned=turned, add=add)
-    where, held = torch.tensor(ends), torch.tensor([m.data_ptr() for m in matrices])
-    native.grouped_product(
-        rows.data_ptr(), rows.stride(0), where.data_ptr(), held.data_ptr(), first.stride(0), not turned,
-        out.data_ptr(), out.stride(0), len(ends), out.shape[1], rows.shape[1], add,
-    )  # fmt: skip
-    return None
-
-
-def grouped_product_plain(
-    rows: Tensor,
-    ends: Sequence[int],
-    matrices: Sequence[Tensor],
-    out: Tensor,
-    *,
-    turned: bool = False,
-    add: bool = False,
-) -> None:
-    """The same by torch, group by group."""
-    start = 0
-    for end, matrix in zip(ends, matrices, strict=True):
-        if end > start:
-            right = matrix if turned else matrix.t()
-            torch.addmm(out[start:end], rows[start:end], right, beta=int(add), out=out[start:end])
-        start = end
 
 
 def _is_ours(x: Tensor) -> bool:

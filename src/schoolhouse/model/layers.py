@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
-from schoolhouse.kernels.fused import gated, rms_norm
+from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_beside
 from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
 from schoolhouse.model.rope_rules import ORIGINAL
@@ -47,6 +47,10 @@ class RMSNorm(nn.Module):
         """x: (..., D) to the same shape and dtype; the mean square is taken in fp32."""
         return rms_norm(x, self.weight, self.eps)
 
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x and its norm, for a stream that goes on."""
+        return rms_norm_beside(x, self.weight, self.eps)
+
 
 class RMSNormPlusOne(RMSNorm):
     """RMSNorm whose weight is what is added to one, multiplied in fp32: Gemma's. Source: transformers 5.23, Gemma 3."""
@@ -58,6 +62,10 @@ class RMSNormPlusOne(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) to the same shape and dtype."""
         return rms_norm(x, self.weight, self.eps, shift=1.0)
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RMSNorm.beside`."""
+        return rms_norm_beside(x, self.weight, self.eps, shift=1.0)
 
 
 def make_norm(config: ModelConfig, size: int) -> nn.Module:

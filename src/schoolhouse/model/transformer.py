@@ -17,7 +17,7 @@ from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.attention import Attention, Causal, Context, Ropes
 from schoolhouse.model.config import ModelConfig
-from schoolhouse.model.layers import FeedForward, GatedFeedForward, Linear, RMSNormPlusOne, Rotary, make_norm
+from schoolhouse.model.layers import FeedForward, GatedFeedForward, Linear, RMSNorm, RMSNormPlusOne, Rotary, make_norm
 from schoolhouse.model.mla import LatentAttention
 from schoolhouse.model.moe import MixtureOfExperts
 from schoolhouse.model.quantized import Coded, QuantEmbedding, QuantLinear
@@ -52,11 +52,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, ropes: Ropes, context: Context) -> Tensor:
         """x: (B, T, D) to (B, T, D)."""
-        normed = self.input_layernorm(x)
+        x, normed = _normed(self.input_layernorm, x)
         seen = self.self_attn(normed, ropes, context)
         if self.block == "sequential":
-            x = _added(seen, x)
-            return _added(self.mlp(self.post_attention_layernorm(x)), x)
+            x, inner = _normed(self.post_attention_layernorm, _added(seen, x))
+            return _added(self.mlp(inner), x)
         if self.block == "sandwich":
             x = x + self.post_attention_layernorm(seen)
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
@@ -66,6 +66,11 @@ class DecoderLayer(nn.Module):
 def _bytes_of(module: nn.Module, *parts: str) -> int:
     """Of the parameters that belong to parts of these names."""
     return sum(p.nbytes for name, p in module.named_parameters() if set(parts) & set(name.split(".")))
+
+
+def _normed(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The stream and its norm; where gradients are kept theirs come back together."""
+    return norm.beside(x) if isinstance(norm, RMSNorm) and torch.is_grad_enabled() else (x, norm(x))
 
 
 def _added(new: Tensor, x: Tensor) -> Tensor:

@@ -28,10 +28,10 @@ WITH_BF16 void rms_norm(const bf16* x, long x_row, const bf16* weight, bf16* y, 
   }
 }
 
-// The gradients of x and, unless `to_weight` is null, of the weight; `parts` has room for (rows / 64, width) sums.
+// The gradients of x, on top of `beside` unless that is null, and, unless `to_weight` is null, of the weight; `parts` has room for (rows / 64, width) sums.
 WITH_BF16 void rms_norm_back(const bf16* grad, long grad_row, const bf16* x, long x_row, const bf16* weight,
-                             const float* inverses, bf16* to_x, long to_row, float* parts, bf16* to_weight, long rows,
-                             long width, float shift) {
+                             const float* inverses, const bf16* beside, bf16* to_x, long to_row, float* parts,
+                             bf16* to_weight, long rows, long width, float shift) {
   const long blocks = (rows + ROWS - 1) / ROWS;
   const __m512 more = _mm512_set1_ps(shift);
 #pragma omp parallel for schedule(static) if (rows * width > SMALL)
@@ -53,7 +53,8 @@ WITH_BF16 void rms_norm_back(const bf16* grad, long grad_row, const bf16* x, lon
       for (long i = 0; i < width; i += LANES) {
         const __m512 slope = _mm512_mul_ps(widen(g + i), _mm512_add_ps(widen(weight + i), more));
         const __m512 normed = _mm512_mul_ps(widen(from + i), inverse);
-        narrow(to_x + r * to_row + i, _mm512_mul_ps(_mm512_fnmadd_ps(normed, mean, slope), inverse));
+        const __m512 all = beside ? widen(beside + r * to_row + i) : _mm512_setzero_ps();
+        narrow(to_x + r * to_row + i, _mm512_fmadd_ps(_mm512_fnmadd_ps(normed, mean, slope), inverse, all));
       }
     }
   }
