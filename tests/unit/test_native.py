@@ -19,6 +19,7 @@ from schoolhouse.kernels import native, products
 from schoolhouse.kernels.attention import Scoring, attend, attend_one
 from schoolhouse.kernels.experts import mix_experts, mix_experts_plain, spread_rows, sum_rows
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_plain, turn, turn_plain
+from schoolhouse.kernels.packed_experts import feed_forward
 from schoolhouse.kernels.packed_weight import (
     PackedCodes,
     PackedWeight,
@@ -98,6 +99,16 @@ def test_a_product_with_groups_of_codes_is_the_product(level, rows, inner, colum
     x, each = draw(rows, inner), scales.repeat_interleave(group, dim=1)
     got = PackedCodes(codes, scales, bits).product(x)
     near(got, x.double() @ (codes * each.double()).t(), F.linear(x, codes.bfloat16() * each))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "width", "inner"), [(1, 64, 96), (5, 48, 34), (17, 96, 320), (700, 64, 128)])
+def test_a_feed_forward_in_one_call_has_the_bits_of_its_operations(level, rows, width, inner):
+    gate, up, down = (PackedWeight(draw(*s, seed=i)) for i, s in enumerate(((inner, width),) * 2 + ((width, inner),)))
+    x = draw(2, rows, width, seed=3)[1:]
+    with torch.no_grad():
+        twin = down.product(gated(gate.product(x), up.product(x)))
+    assert torch.equal(feed_forward(x, gate, up, down), twin)
 
 
 @needs_kernels

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from schoolhouse.core.errors import ModelError
 from schoolhouse.kernels.fused import gated, rms_norm, rms_norm_beside
+from schoolhouse.kernels.native import takes
+from schoolhouse.kernels.packed_experts import LANES, feed_forward
 from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.config import FULL, SLIDING, ModelConfig
 from schoolhouse.model.rope_rules import ORIGINAL
@@ -115,8 +117,20 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) to the same shape."""
+        copies = self._copies() if takes(x) and not torch.is_grad_enabled() and x.shape[:-1].numel() else []
+        if copies:
+            return feed_forward(x, *copies)
         gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(gated(gate, up) if self.activation is F.silu else self.activation(gate) * up)
+
+    def _copies(self) -> list[PackedWeight]:
+        """Copies of gate, up and down that hold, where one call does what follows from them; else nothing."""
+        linears = (self.gate_proj, self.up_proj, self.down_proj)
+        if self.activation is not F.silu or self.gate_proj.in_features % LANES or self.gate_proj.out_features % 2:
+            return []
+        held = [m.packed for m in linears if isinstance(m, Linear) and m.bias is None and m.is_packed]
+        copies = [copy for copy in held if copy is not None]
+        return copies if len(copies) == len(linears) else []
 
 
 class FeedForward(nn.Module):
