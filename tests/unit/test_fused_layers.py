@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from school import network
+from schoolhouse.infer.cache import DecodeContext, SlotCache
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling
@@ -53,6 +54,26 @@ def test_a_reply_has_the_same_bits(monkeypatch, kernels_anew, texts, scheme, lev
     engine, second = replies(model, texts)
     assert engine._layers is None
     assert first == second
+
+
+@pytest.mark.parametrize("lengths", [(2048,), (1023, 1024, 1500), (2100,) * 9])
+@pytest.mark.parametrize("level", [None, "avx2"])
+def test_long_texts_have_the_same_bits_however_threads_share_them(monkeypatch, kernels_anew, lengths, level):
+    if level:
+        monkeypatch.setenv(native.LEVEL, level)
+    model = network(**SIZES | {"max_position_embeddings": 4096}).bfloat16()
+    model.pack()
+    cache = SlotCache(model.config, len(lengths), torch.bfloat16, torch.device("cpu"))
+    cache.reserve(max(lengths) + 1)
+    for i, stores in enumerate(cache.layers):
+        for j, store in enumerate(stores):
+            store.copy_(torch.randn(store.shape, generator=torch.Generator().manual_seed(2 * i + j)))
+    ids, held = torch.arange(1, 1 + len(lengths))[:, None], torch.tensor(lengths)
+    layers = FusedLayers.made_for(model, cache)
+    assert layers is not None
+    with torch.inference_mode():
+        twin = model.hidden(ids, DecodeContext(cache, held))
+        assert torch.equal(layers.hidden(ids, held), twin)
 
 
 @pytest.mark.parametrize(

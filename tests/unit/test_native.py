@@ -216,7 +216,8 @@ def test_what_cannot_be_packed_is_known():
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("kv_heads", "share", "width", "depth", "room"), [(3, 3, 64, 64, 160), (1, 8, 80, 64, 96), (2, 2, 32, 48, 64)]
+    ("kv_heads", "share", "width", "depth", "room"),
+    [(3, 3, 64, 64, 160), (1, 8, 80, 64, 96), (2, 2, 32, 48, 64), (1, 3, 64, 64, 2500)],
 )
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("cap", [None, 5.0])

@@ -110,13 +110,9 @@ inline void fetch_keys(const bf16* keys, long stride, long from, long tokens, lo
   if (keys) fetch(keys + from * stride, stride, tokens, width);
 }
 
-}  // namespace
-
-WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
-                           const bf16* following, bf16* out, long share, long width, long depth, float scale, float cap,
-                           Room& room) {
-  const long padded = (count + LANES - 1) / LANES * LANES;
-  float *scores = room.scores(share * padded), *sums = room.sums(share * depth);
+// Scores of `share` queries, each `padded` numbers further; values are asked for meanwhile.
+WITH_BF16 void score_keys(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                          float* scores, long padded, long share, long width, long depth, float scale, float cap) {
   for (long s = 0; s < count; s += LANES) {
     const long left = count - s < LANES ? count - s : LANES;
     fetch(values + s * value_row, value_row, left, depth);
@@ -125,11 +121,13 @@ WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const 
       _mm512_storeu_ps(scores + i * padded + s, _mm512_mul_ps(found, _mm512_set1_ps(scale)));
     }
   }
-  for (long i = 0; i < share; i++) {
-    if (cap > 0)
-      for (long s = 0; s < count; s++) scores[i * padded + s] = cap * tanhf(scores[i * padded + s] / cap);
-    softmax(scores + i * padded, count);
-  }
+  for (long i = 0; i < share && cap > 0; i++)
+    for (long s = 0; s < count; s++) scores[i * padded + s] = cap * tanhf(scores[i * padded + s] / cap);
+}
+
+// Sums of values times shares; keys that come next are asked for meanwhile.
+void sum_values(const float* shares, long padded, const bf16* values, long value_row, long count, const bf16* following,
+                long key_row, float* sums, long share, long width, long depth) {
   for (long i = 0; i < share * depth; i++) sums[i] = 0;
   for (long s = 0; s < count; s += BLOCK) {
     const long tokens = count - s < BLOCK ? count - s : BLOCK;
@@ -137,10 +135,63 @@ WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const 
     for (long d = 0; d < depth; d += CHUNK) {
       const long parts = (depth - d < CHUNK ? depth - d : CHUNK) / LANES;
       for (long i = 0; i < share; i += 4)
-        add_values(share - i, sums + i * depth + d, depth, scores + i * padded + s, padded, values + s * value_row + d,
+        add_values(share - i, sums + i * depth + d, depth, shares + i * padded + s, padded, values + s * value_row + d,
                    value_row, tokens, parts);
     }
   }
+}
+
+}  // namespace
+
+void attend_stretch(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                    const bf16* following, float* out, long share, long width, long depth, float scale, float cap,
+                    Room& room) {
+  const long padded = (count + LANES - 1) / LANES * LANES;
+  float* scores = room.scores(share * padded);
+  score_keys(q, keys, key_row, values, value_row, count, scores, padded, share, width, depth, scale, cap);
+  for (long i = 0; i < share; i++) {
+    const Opened opened = open_shares(scores + i * padded, count);
+    out[share * depth + 2 * i] = opened.highest, out[share * depth + 2 * i + 1] = opened.total;
+  }
+  sum_values(scores, padded, values, value_row, count, following, key_row, out, share, width, depth);
+}
+
+WITH_BF16 void join_stretches(const float* parts, long count, long share, long depth, bf16* out) {
+  const long size = stretch_size(share, depth);
+  for (long i = 0; i < share; i++) {
+    const float* ends = parts + share * depth + 2 * i;
+    float highest = ends[0], total = 0;
+    for (long p = 1; p < count; p++) highest = fmaxf(highest, ends[p * size]);
+    for (long p = 0; p < count; p++) total += expf(ends[p * size] - highest) * ends[p * size + 1];
+    for (long d = 0; d < depth; d += LANES) {
+      __m512 sum = _mm512_setzero_ps();
+      for (long p = 0; p < count; p++)
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(expf(ends[p * size] - highest) / total),
+                              _mm512_loadu_ps(parts + p * size + i * depth + d), sum);
+      narrow(out + i * depth + d, sum);
+    }
+  }
+}
+
+WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                           const bf16* following, bf16* out, long share, long width, long depth, float scale, float cap,
+                           Room& room) {
+  if (count > STRETCH) {
+    const long all = stretches(count), size = stretch_size(share, depth);
+    float* parts = room.stretches(all * size);
+    for (long p = 0; p < all; p++) {
+      const long from = p * STRETCH, left = count - from < STRETCH ? count - from : STRETCH;
+      const bf16 *own = keys + from * key_row, *next = p + 1 < all ? own + STRETCH * key_row : following;
+      attend_stretch(q, own, key_row, values + from * value_row, value_row, left, next, parts + p * size, share, width,
+                     depth, scale, cap, room);
+    }
+    return join_stretches(parts, all, share, depth, out);
+  }
+  const long padded = (count + LANES - 1) / LANES * LANES;
+  float *scores = room.scores(share * padded), *sums = room.sums(share * depth);
+  score_keys(q, keys, key_row, values, value_row, count, scores, padded, share, width, depth, scale, cap);
+  for (long i = 0; i < share; i++) softmax(scores + i * padded, count);
+  sum_values(scores, padded, values, value_row, count, following, key_row, sums, share, width, depth);
   for (long i = 0; i < share * depth; i += LANES)
     _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums + i)));
 }

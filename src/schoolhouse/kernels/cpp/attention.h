@@ -55,28 +55,39 @@ struct Road {
 
 // What a thread needs for it.
 struct Room {
-  Held<float> scores, sums, factors;
+  Held<float> scores, sums, factors, stretches;
   Held<int8_t> digits;
   Held<Part> parts;
 };
 
 namespace {
 
-// Scores to shares that add to one. The room behind the last score is filled up to 16.
-WITH_BF16 void softmax(float* scores, long count) {
+// Scores to e to the power of what they are above the highest; returns that and their sum. The room behind the last score is
+// filled up to 16.
+struct Opened {
+  float highest, total;
+};
+
+WITH_BF16 Opened open_shares(float* scores, long count) {
   __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
   for (long s = 0; s < count; s += LANES) {
     const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
     most = _mm512_mask_max_ps(most, inside, most, _mm512_loadu_ps(scores + s));
   }
-  const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  const float highest = _mm512_reduce_max_ps(most);
   for (long s = 0; s < count; s += LANES) {
     const __mmask16 inside = count - s >= LANES ? 0xffff : (1u << (count - s)) - 1;
-    const __m512 e = _mm512_maskz_mov_ps(inside, share_of(_mm512_sub_ps(_mm512_loadu_ps(scores + s), highest)));
+    const __m512 above = _mm512_sub_ps(_mm512_loadu_ps(scores + s), _mm512_set1_ps(highest));
+    const __m512 e = _mm512_maskz_mov_ps(inside, share_of(above));
     total = _mm512_add_ps(total, e);
     _mm512_storeu_ps(scores + s, e);
   }
-  const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+  return {highest, _mm512_reduce_add_ps(total)};
+}
+
+// Scores to shares that add to one.
+WITH_BF16 void softmax(float* scores, long count) {
+  const __m512 scale = _mm512_set1_ps(1.0f / open_shares(scores, count).total);
   for (long s = 0; s < count; s += LANES)
     _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale));
 }
@@ -87,6 +98,21 @@ WITH_BF16 void softmax(float* scores, long count) {
 // to be asked for, or null. cap: 0 for none.
 void attend_rows(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
                  const bf16* following, bf16* out, long share, long width, long depth, float scale, float cap, Room& room);
+
+// A long text is looked at in stretches of so many tokens, each for itself, whose sums are joined: threads can share one
+// text, and it has the same bits whether they do or not.
+constexpr long STRETCH = 1024;
+inline long stretches(long count) { return (count + STRETCH - 1) / STRETCH; }
+inline long stretch_size(long share, long depth) { return share * (2 + depth); }
+
+// One stretch of what `attend_rows` looks at: sums, and of each query the highest score and the sum of shares, so far
+// `stretch_size` numbers.
+void attend_stretch(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                    const bf16* following, float* out, long share, long width, long depth, float scale, float cap,
+                    Room& room);
+
+// All stretches of a text, one behind the other, to out (share, depth).
+void join_stretches(const float* parts, long count, long share, long depth, bf16* out);
 
 // Rows of int8 codes, so many bytes apart, each row times its scale: of the numbers before the split by one, of those behind
 // it by another, if there are any.
