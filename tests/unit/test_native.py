@@ -109,6 +109,8 @@ def test_a_feed_forward_in_one_call_has_the_bits_of_its_operations(level, rows, 
     with torch.no_grad():
         twin = down.product(gated(gate.product(x), up.product(x)))
     assert torch.equal(feed_forward(x, gate, up, down), twin)
+    stream = draw(2, rows, width, seed=4)[1:]
+    assert torch.equal(feed_forward(x, gate, up, down, stream), twin + stream)
 
 
 @needs_kernels

@@ -246,15 +246,18 @@ class Engine:
         context = PrefillContext(laid, prefix, self.model.config.num_hidden_layers + self._ahead, self._device)
         row = [i for p in batch for i in p.ids[known:]] + [0] * fill
         ids = torch.tensor(row, device=self._device)[None]  # (1, N)
-        hidden = self.model.hidden(ids, context)  # (1, N, D)
-        if self._ahead:
-            self.model.further(hidden, ids, context)
         ends = torch.tensor(lengths, device=self._device).cumsum(0) - 1
-        logits = self.model.head(hidden[0, ends])  # (P, V)
-        texts = hidden[0].split(laid)  # of each (T, D)
+        if self._ahead:
+            hidden = self.model.hidden(ids, context)  # (1, N, D)
+            self.model.further(hidden, ids, context)
+            tails = [text[-self._ahead :].clone() for text in hidden[0].split(laid)]  # of each (k, D)
+            hidden = hidden[:, ends]  # (1, P, D)
+        else:
+            hidden = self.model.hidden(ids, context, ends)  # (1, P, D)
+        logits = self.model.head(hidden[0])  # (P, V)
         for i, prompt in enumerate(batch):
             prompt.kv, prompt.logits = context.kv(i), logits[i]
-            prompt.tail = texts[i][-self._ahead :].clone() if self._ahead else None
+            prompt.tail = tails[i] if self._ahead else None
 
     def _shared_prefix(self, prompts: list[_Prompt]) -> tuple[list[int], KV] | None:
         """The beginning that these prompts share, from memory or read now; each keeps a token of its own."""

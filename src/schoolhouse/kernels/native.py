@@ -36,7 +36,7 @@ _ARGUMENTS = {
     "head_products": "pllppllllllp",
     "look_latent": "ppllpplllllf",
     "choose_rows": "pppppll",
-    "mix_packed": "pppppllp",
+    "mix_packed": "ppppppllp",
     "attend_one": "pplllplllppplllllff",
     "attend_one_codes": "ppppppppppllllllff",
     "weigh_words": "plppppll",

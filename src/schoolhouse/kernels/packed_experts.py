@@ -91,7 +91,7 @@ class PackedExperts:
         told = torch.tensor(words, dtype=torch.int64)
         scratch = x.new_empty(feed_room(rows, width, self.rule.active, self.inner, wide))
         native.mix_packed(
-            told.data_ptr(), x.data_ptr(), chosen.data_ptr(), shares.data_ptr(), out.data_ptr(), rows, width,
+            told.data_ptr(), x.data_ptr(), chosen.data_ptr(), shares.data_ptr(), None, out.data_ptr(), rows, width,
             scratch.data_ptr(),
         )  # fmt: skip
         return out
@@ -140,15 +140,16 @@ def feed_room(rows: int, width: int, choices: int, inner: int, common_inner: int
     return (rows + ROOM) * (common_inner + width) + (rows * choices + ROOM) * (2 * width + inner + 6) + 8 * ROOM
 
 
-def feed_forward(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
-    """down(silu(gate(x)) * up(x)) in one call for up to `AT_ONCE` rows, which stay in the second cache meanwhile.
+def feed_forward(x: Tensor, gate: Matrix, up: Matrix, down: Matrix, beside: Tensor | None = None) -> Tensor:
+    """down(silu(gate(x)) * up(x)), on top of `beside` if that is there, in one call for up to `AT_ONCE` rows.
 
-    x: (..., D) bf16 to the same shape; the matrices are packed from bf16. The operations one by one are the twin, bit
-    by bit.
+    x and beside: (..., D) bf16 to the same shape; the matrices are packed from bf16. So many rows stay in the second
+    cache meanwhile. The operations one by one are the twin, bit by bit.
     """
     native, (inner, width) = library(), gate.shape
     assert native is not None, "nothing is packed where there are no kernels"
     rows = x.reshape(-1, width).contiguous()
+    under = None if beside is None else beside.reshape(-1, width).contiguous()
     out = torch.empty_like(rows)
     told = torch.tensor([*(0,) * 11, *(matrix.words[0] for matrix in (gate, up, down)), inner], dtype=torch.int64)
     scratch = x.new_empty(feed_room(min(len(rows), AT_ONCE), width, 0, 0, inner))
@@ -156,6 +157,7 @@ def feed_forward(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
         part = rows[start : start + AT_ONCE]
         read = F.pad(part, (0, 0, 0, -len(part) % TILE)) if len(part) % TILE else part
         native.mix_packed(
-            told.data_ptr(), read.data_ptr(), None, None, out[start:].data_ptr(), len(part), width, scratch.data_ptr()
-        )
+            told.data_ptr(), read.data_ptr(), None, None, None if under is None else under[start:].data_ptr(),
+            out[start:].data_ptr(), len(part), width, scratch.data_ptr(),
+        )  # fmt: skip
     return out.view_as(x)

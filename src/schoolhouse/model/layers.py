@@ -115,11 +115,16 @@ class GatedFeedForward(nn.Module):
         self.up_proj = Linear(d, f, bias=bias)
         self.down_proj = Linear(f, d, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., D) to the same shape."""
+    def forward(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
+        """x: (..., D) to the same shape, on top of the stream if that is given."""
         copies = self._copies() if takes(x) and not torch.is_grad_enabled() and x.shape[:-1].numel() else []
         if copies:
-            return feed_forward(x, *copies)
+            gate, up, down = copies
+            return feed_forward(x, gate, up, down, stream)
+        out = self._by_operations(x)
+        return out if stream is None else added(out, stream)
+
+    def _by_operations(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(gated(gate, up) if self.activation is F.silu else self.activation(gate) * up)
 
@@ -131,6 +136,11 @@ class GatedFeedForward(nn.Module):
         held = [m.packed for m in linears if isinstance(m, Linear) and m.bias is None and m.is_packed]
         copies = [copy for copy in held if copy is not None]
         return copies if len(copies) == len(linears) else []
+
+
+def added(new: Tensor, x: Tensor) -> Tensor:
+    """Their sum, in the place of the new one where no gradient wants it: fresh memory costs more than the sum."""
+    return x + new if torch.is_grad_enabled() else new.add_(x)
 
 
 class FeedForward(nn.Module):

@@ -17,7 +17,16 @@ from schoolhouse.kernels.loss import token_logprobs
 from schoolhouse.kernels.packed_weight import PackedWeight, can_pack, linear
 from schoolhouse.model.attention import Attention, Causal, Context, Ropes
 from schoolhouse.model.config import ModelConfig
-from schoolhouse.model.layers import FeedForward, GatedFeedForward, Linear, RMSNorm, RMSNormPlusOne, Rotary, make_norm
+from schoolhouse.model.layers import (
+    FeedForward,
+    GatedFeedForward,
+    Linear,
+    RMSNorm,
+    RMSNormPlusOne,
+    Rotary,
+    added,
+    make_norm,
+)
 from schoolhouse.model.mla import LatentAttention
 from schoolhouse.model.moe import MixtureOfExperts
 from schoolhouse.model.quantized import Coded, QuantEmbedding, QuantLinear
@@ -50,13 +59,15 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = GatedFeedForward(config) if config.gated_mlp else FeedForward(config)
 
-    def forward(self, x: Tensor, ropes: Ropes, context: Context) -> Tensor:
-        """x: (B, T, D) to (B, T, D)."""
+    def forward(self, x: Tensor, ropes: Ropes, context: Context, only: Tensor | None = None) -> Tensor:
+        """x: (B, T, D) to the same shape, or (B, P, D) of the places `only` (P,), which others don't read behind it."""
         x, normed = _normed(self.input_layernorm, x)
         seen = self.self_attn(normed, ropes, context)
+        if only is not None:
+            x, normed, seen = x[:, only], normed[:, only], seen[:, only]
         if self.block == "sequential":
-            x, inner = _normed(self.post_attention_layernorm, _added(seen, x))
-            return _added(self.mlp(inner), x)
+            x, inner = _normed(self.post_attention_layernorm, added(seen, x))
+            return self.mlp(inner, x) if isinstance(self.mlp, GatedFeedForward) else added(self.mlp(inner), x)
         if self.block == "sandwich":
             x = x + self.post_attention_layernorm(seen)
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
@@ -71,11 +82,6 @@ def _bytes_of(module: nn.Module, *parts: str) -> int:
 def _normed(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The stream and its norm; where gradients are kept theirs come back together."""
     return norm.beside(x) if isinstance(norm, RMSNorm) and torch.is_grad_enabled() else (x, norm(x))
-
-
-def _added(new: Tensor, x: Tensor) -> Tensor:
-    """Their sum, in the place of the new one where no gradient wants it: fresh memory costs more than the sum."""
-    return x + new if torch.is_grad_enabled() else new.add_(x)
 
 
 class PredictionLayer(DecoderLayer):
@@ -157,12 +163,13 @@ class Transformer(nn.Module):
             elif isinstance(layer, MixtureOfExperts):
                 layer.unpack()
 
-    def hidden(self, ids: Tensor, context: Context) -> Tensor:
-        """Hidden states after the last norm. ids: (B, T) int64; returns (B, T, D)."""
+    def hidden(self, ids: Tensor, context: Context, only: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm: (B, T, D), or (B, P, D) of the places `only` (P,). ids: (B, T) int64."""
         x = self.embed(ids)  # (B, T, D)
         ropes = self.rotary.tables(context.positions.to(ids.device), x.dtype)
-        for layer in self.model.layers[: self.config.num_hidden_layers]:
-            x = layer(x, ropes, context)
+        last = self.config.num_hidden_layers - 1
+        for number, layer in enumerate(self.model.layers[: last + 1]):
+            x = layer(x, ropes, context, only if number == last else None)
         return self.model.norm(x)
 
     def embed(self, ids: Tensor) -> Tensor:

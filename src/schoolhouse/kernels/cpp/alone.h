@@ -99,7 +99,7 @@ class Alone {
         const bf16* left = columns + j * k;
         Sums& sums = sums_[turn_++ % 2];
         ::multiply(up(count, TILE), x + i * stride, stride, left, left + k * PANEL, k / DEEP, leaving_, sums);
-        leaving_.start(sums, nullptr, count, n - j, y + i * y_stride + j, y_stride, false);
+        leaving_.start(sums, count, n - j, y + i * y_stride + j, y_stride, false);
       }
     }
   }

@@ -255,17 +255,20 @@ void choose_rows(const int64_t* words, const bf16* x, int64_t* chosen, float* sh
 }
 
 // y (rows, width): each row's sum over its experts of share times what it becomes there, and what it becomes by what all rows
-// meet. x (rows, width), read up to a multiple of 16 rows if there is such a thing; chosen and shares (rows, choices);
+// meet, on top of the row beside unless that is null. x (rows, width), read up to a multiple of 16 rows if there is such a thing; chosen and shares (rows, choices);
 // scratch as `FeedForward` wants it. `words` hold a `Feed`.
-void mix_packed(const int64_t* words, const bf16* x, const int64_t* chosen, const float* shares, bf16* y, long rows,
-                long width, bf16* scratch) {
+void mix_packed(const int64_t* words, const bf16* x, const int64_t* chosen, const float* shares, const bf16* beside, bf16* y,
+                long rows, long width, bf16* scratch) {
   const Feed& feed = *(const Feed*)words;
 #pragma omp parallel
   {
     FeedForward forward(rows, feed.choices, width, feed.inner, feed.common_inner, scratch);
     forward.run(feed, x, chosen, shares);
 #pragma omp for schedule(static)
-    for (long b = 0; b < rows; b++) forward.row(b, y + b * width);
+    for (long b = 0; b < rows; b++) {
+      forward.row(b, y + b * width);
+      if (beside) add_row(y + b * width, beside + b * width, width);
+    }
   }
 }
 

@@ -198,7 +198,7 @@ WITH_TILES void leave_rows(const bf16* tiles, const Side* sides, const long* dep
     for (long i = 0; i < parts; strip += COLUMNS * whole(depths[i++])) lay_strip(sides[i], j, depths[i], strip);
     for (long b = 0; b < count; b += BLOCK_ROWS, turn ^= 1) {
       multiply_strip(tiles + b * k, hold.strip, k / DEEP, leaving, hold.sums[turn]);
-      leaving.start(hold.sums[turn], nullptr, std::min(count - b, BLOCK_ROWS), hidden - j, y + b * hidden + j, hidden, false);
+      leaving.start(hold.sums[turn], std::min(count - b, BLOCK_ROWS), hidden - j, y + b * hidden + j, hidden, false);
     }
   }
   leaving.finish();

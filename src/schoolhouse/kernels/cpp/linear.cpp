@@ -118,7 +118,7 @@ WITH_TILES void tiled_product(const bf16* x, long x_stride, const bf16* weight, 
           Sums& held = sums[turn++ % 2];
           multiply(up(count, TILE), copied ? scratch : x + i * x_stride, stride, own, own + k * PANEL, k / DEEP, leaving,
                    held);
-          leaving.start(held, nullptr, count, n - j, y + i * y_stride + j, y_stride, m * n > 4 * CACHED);
+          leaving.start(held, count, n - j, y + i * y_stride + j, y_stride, m * n > 4 * CACHED);
         }
       }
   leaving.finish();

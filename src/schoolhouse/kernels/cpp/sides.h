@@ -185,7 +185,7 @@ class Block {
           add_product(left_ + r * APART, right_ + c * APART, up(last - p, DEEP), p == 0, leaving_, *sums);
           if (last < product.k) continue;
           bf16* to = product.y + (i + r) * product.y_stride + j + c;
-          leaving_.start(*sums, nullptr, m - i - r < BLOCK_ROWS ? m - i - r : BLOCK_ROWS, n - j - c, to,
+          leaving_.start(*sums, m - i - r < BLOCK_ROWS ? m - i - r : BLOCK_ROWS, n - j - c, to,
                          product.y_stride, false, product.add);
         }
     }

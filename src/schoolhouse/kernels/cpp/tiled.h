@@ -13,32 +13,28 @@ struct alignas(64) Sums {
   float tile[4][TILE][TILE];  // rows 0-15 with columns 0-15 and 16-31, then rows 16-31
 };
 
-// Finished sums on their way to bf16, times a scale for each column if there are scales. The product of the next block
-// takes a few rows along in each of its steps: the units for tiles and for vectors work side by side.
+// Finished sums on their way to bf16. The product of the next block takes a few rows along in each of its steps: the units
+// for tiles and for vectors work side by side.
 struct Leaving {
   const Sums* sums;
-  __m512 left, right;
   __mmask32 inside;
   bf16* y;
   long stride, row = 0, rows = 0;
   bool past;  // the caches, for what is too large for them
   bool add;   // to what is there
 
-  WITH_BF16 void start(const Sums& finished, const float* scales, long count, long columns, bf16* to, long to_stride,
-                       bool large, bool more = false) {
+  WITH_BF16 void start(const Sums& finished, long count, long columns, bf16* to, long to_stride, bool large,
+                       bool more = false) {
     add = more;
     past = large && columns >= COLUMNS && (uintptr_t)to % 64 == 0 && to_stride % COLUMNS == 0;
-    const __m512 one = _mm512_set1_ps(1.0f);
     sums = &finished, y = to, stride = to_stride, row = 0, rows = count;
-    left = scales ? _mm512_loadu_ps(scales) : one, right = scales ? _mm512_loadu_ps(scales + PANEL) : one;
     inside = columns >= COLUMNS ? ~0u : (1u << columns) - 1;
   }
 
   WITH_BF16 void some(long count) {
     for (const long end = row + count < rows ? row + count : rows; row < end; row++) {
       const long t = row / TILE * 2, r = row % TILE;
-      __m512 a = _mm512_mul_ps(_mm512_load_ps(sums->tile[t][r]), left);
-      __m512 b = _mm512_mul_ps(_mm512_load_ps(sums->tile[t + 1][r]), right);
+      __m512 a = _mm512_load_ps(sums->tile[t][r]), b = _mm512_load_ps(sums->tile[t + 1][r]);
       if (add) {
         a = _mm512_add_ps(a, widen(y + row * stride, inside));
         b = _mm512_add_ps(b, widen(y + row * stride + PANEL, inside >> PANEL));
