@@ -364,11 +364,11 @@ class Timed:
         self.passes = []  # tokens that each of them read of a text
         hidden = model.hidden
 
-        def timed(ids, context):
+        def timed(ids, context, *only):
             if isinstance(context, DecodeContext):
                 self.passes.append(ids.shape[1])
                 self.now += self.plain if ids.shape[1] == 1 else self.drafted
-            return hidden(ids, context)
+            return hidden(ids, context, *only)
 
         monkeypatch.setattr(model, "hidden", timed)
 
@@ -428,12 +428,12 @@ def test_each_number_of_texts_is_judged_by_itself(monkeypatch):
     engine = Engine(model, 8, Speculation([Oracle(texts_of(asked, wanted))], clock))
     hidden, drafted = model.hidden, []
 
-    def slow_together(ids, context):
+    def slow_together(ids, context, *only):
         texts = len(engine._running)
         if isinstance(context, DecodeContext):
             drafted.append((texts, ids.shape[1] > 1))
             clock.now += 10 if texts > 1 < ids.shape[1] else 0
-        return hidden(ids, context)
+        return hidden(ids, context, *only)
 
     monkeypatch.setattr(model, "hidden", slow_together)
     assert_same(engine.generate(asked, plans), wanted)
