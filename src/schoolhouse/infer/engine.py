@@ -22,6 +22,7 @@ from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling, sample, uniforms
 from schoolhouse.infer.speculation import History, Speculation
 from schoolhouse.kernels.grid import filler
+from schoolhouse.kernels.packed_weight import rounded_as
 from schoolhouse.model.transformer import Transformer
 
 PREFILL_TOKENS = 2048  # read at once: enough to keep the products busy, and the others wait only briefly
@@ -296,11 +297,12 @@ class Engine:
         lengths = torch.tensor([t.length for t in texts] + [0] * fill, device=self._device)
         laid = [[t.said[-1], *d] + [0] * (tokens - 1 - len(d)) for t, d in zip(texts, drafts, strict=True)]
         ids = torch.tensor(laid + [[0] * tokens] * fill, device=self._device)  # (B, T)
-        hidden = self._hidden(ids, lengths)  # (B, T, D)
-        rows = hidden.flatten(0, 1)  # (B * T, D)
-        if tokens > 1:
-            rows = rows[[i * tokens + j for i, draft in enumerate(drafts) for j in range(1 + len(draft))]]
-        logits = self.model.head(rows)[: len(texts) + sum(map(len, drafts))]
+        with rounded_as(len(laid) + fill):  # so a text's numbers do not tell whether there were drafts
+            hidden = self._hidden(ids, lengths)  # (B, T, D)
+            rows = hidden.flatten(0, 1)  # (B * T, D)
+            if tokens > 1:
+                rows = rows[[i * tokens + j for i, draft in enumerate(drafts) for j in range(1 + len(draft))]]
+            logits = self.model.head(rows)[: len(texts) + sum(map(len, drafts))]
         before = [len(t.said) for t in texts]
         out = self._advance(texts, logits, drafts, hidden if self._ahead else None)
         if self.speculation:

@@ -28,6 +28,7 @@ LEVEL = "SCHOOLHOUSE_KERNELS"
 """The environment variable that says how far the processor may be used: "plain" torch, "avx2", "avx512" or "amx"."""
 
 _ARGUMENTS = {
+    "choose_as": "l",
     "pack_weight": "plllp",
     "pack_codes": "pllllp",
     "linear": "plppllpllllp",

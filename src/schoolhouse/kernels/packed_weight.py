@@ -6,7 +6,8 @@ product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -115,6 +116,20 @@ def laid_out(weight: Tensor) -> Tensor:
 
 def _filled(count: int, to: int) -> int:
     return -(-count // to) * to
+
+
+@contextmanager
+def rounded_as(rows: int) -> Iterator[None]:
+    """Within, products with codes of groups go the way that they would go for so many rows, however many they have."""
+    native = library()
+    if native is None:
+        yield
+        return
+    native.choose_as(rows)
+    try:
+        yield
+    finally:
+        native.choose_as(0)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight | None) -> Tensor:

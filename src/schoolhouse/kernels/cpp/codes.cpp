@@ -5,15 +5,18 @@
 // same bits by either and for any number of rows. The rounding of a row, half of 1/32639 of its largest number, is far below
 // that of the result to bf16. Codes lie in panels of 16 columns, four neighbours along k side by side, 128 or 8 added to
 // each, for the dot products want one side without signs; what was added comes off again by the sum of the row's numbers.
+// Many rows over codes with a scale for each group go by tiles of bf16 instead, codes times scales rounded to it: tiles of
+// bytes would take a group at a time, twice for its two bytes, and a tile takes as long for 32 numbers as for 64.
 // Source: the split of a number into two bytes is long multiplication; dynamic scales a row as in arXiv 2206.01861, section 4.
 
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 
+#include <string.h>
+
 #include "matrix.h"
-#include "packed.h"
-#include "tiles.h"
+#include "tiled.h"
 
 #ifdef BY_AVX2  // never called there
 #define WITH_BYTE_TILES __attribute__((target("amx-tile,amx-int8")))
@@ -30,6 +33,7 @@ constexpr long LINE = 64, AHEAD = 16 * LINE;  // bytes that memory hands over at
 constexpr float LARGEST = 32639;              // 127 * 256 + 127: both halves fit a signed byte
 constexpr float TINY = 1e-30f;                // rows without a larger number count as 0
 constexpr long ROWS = HALVED ? 2 : 6;
+constexpr long MANY = 12;   // rows from which codes of groups are scaled and rounded to bf16 for its tiles
 constexpr long FEW = 4;     // rows that each thread makes whole numbers of by itself, and that are no work for tiles
 constexpr long TASK = 128;  // columns that a thread takes at once, at most
 
@@ -253,81 +257,69 @@ WITH_BYTE_TILES void by_byte_tiles(const int8_t* whole, const Matrix& w, const L
   close_tiles();
 }
 
-// Two panels of codes with their signs, one behind the other: bytes, four neighbours of 16 columns a line.
-WITH_BF16 void signed_panels(const uint8_t* codes, const Layout& l, int8_t* out) {
-  const __m512i lower = _mm512_set1_epi32(0x0f0f0f0f), sign = _mm512_set1_epi32(0x80808080);
-  const auto without_8 = [&](__m512i x) WITH_BF16 { return _mm512_sub_epi8(x, _mm512_set1_epi32(0x08080808)); };
-  for (long p = 0; p < 2; p++, codes += l.panel_bytes(), out += l.filled * PANEL)
-    for (long j = 0; j < l.panel_bytes(); j += LINE) {
-      const __m512i line = _mm512_loadu_si512(codes + j);
-      if (l.bits == 8) {
-        _mm512_store_si512((__m512i*)(out + j), _mm512_xor_si512(line, sign));
-      } else {
-        _mm512_store_si512((__m512i*)(out + 2 * j), without_8(_mm512_and_si512(line, lower)));
-        _mm512_store_si512((__m512i*)(out + 2 * j + LINE), without_8(_mm512_and_si512(_mm512_srli_epi32(line, 4), lower)));
+// A line of codes, 4 neighbours of 16 columns as bytes, times scales: two lines of pairs in bf16. moved: -added * scales.
+WITH_BF16 inline void scale_quad(__m512i line, __m512 scales, __m512 moved, __m512i order, bf16* out) {
+  const __m512i byte = _mm512_set1_epi32(0xff);
+  __m512 x[QUAD];
+  x[0] = _mm512_cvtepi32_ps(_mm512_and_si512(line, byte));
+  x[1] = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(line, 8), byte));
+  x[2] = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(line, 16), byte));
+  x[3] = _mm512_cvtepi32_ps(_mm512_srli_epi32(line, 24));
+  for (int i = 0; i < 4; i++) x[i] = _mm512_fmadd_ps(x[i], scales, moved);
+  const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]), then = (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]);
+  _mm512_store_si512((__m512i*)out, _mm512_permutexvar_epi16(order, first));
+  _mm512_store_si512((__m512i*)(out + DEEP), _mm512_permutexvar_epi16(order, then));
+}
+
+// Two panels of codes times scales, rounded to bf16, as tiles of bf16 want them: one panel behind the other.
+template <int BITS>
+WITH_BF16 void scaled_panels(const uint8_t* codes, const bf16* scales, const Layout& l, bf16* out) {
+  alignas(64) uint16_t places[32];
+  for (int i = 0; i < 32; i++) places[i] = i / 2 + i % 2 * 16;
+  const __m512i order = _mm512_load_si512(places), lower = _mm512_set1_epi32(0x0f0f0f0f);
+  const __m512 added = _mm512_set1_ps(-(1 << (BITS - 1)));
+  for (long p = 0; p < 2; p++, codes += l.panel_bytes(), scales += PANEL, out += l.k * PANEL)
+    for (long g = 0; g < l.groups; g++) {
+      const __m512 own = widen(scales + g * COLUMNS), moved = _mm512_mul_ps(own, added);
+      for (long j = g * l.group; j < (g + 1) * l.group; j += QUAD * 8 / BITS) {
+        const __m512i line = _mm512_loadu_si512(codes + j * PANEL * BITS / 8);
+        if (BITS == 8) {
+          scale_quad(line, own, moved, order, out + j * PANEL);
+        } else {
+          scale_quad(_mm512_and_si512(line, lower), own, moved, order, out + j * PANEL);
+          scale_quad(_mm512_and_si512(_mm512_srli_epi32(line, 4), lower), own, moved, order, out + (j + QUAD) * PANEL);
+        }
       }
     }
 }
 
-// Tiles for sums over `deep` neighbours: 0 and 1 take sums, 2 and 3 rows, 4 codes.
-WITH_BYTE_TILES void open_byte_tiles(long deep) {
-  TileShapes shapes;
-  shapes.bytes[2] = shapes.bytes[3] = (uint16_t)deep;
-  shapes.rows[4] = (uint8_t)(deep / QUAD);
-  __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
-}
-
-// 16 rows times 16 columns of codes with a scale for each group; y: `count` of the rows.
-WITH_BYTE_TILES void grouped_block(const int8_t* whole, const Layout& l, long deep, const int8_t* panel, const bf16* scales,
-                                   bf16* y, long stride, long count, long columns) {
-  alignas(64) int32_t sums[2][2][TILE][TILE];
-  const __m512 byte = _mm512_set1_ps(256.0f);
-  __m512 total[TILE];
-#pragma GCC unroll 16
-  for (long i = 0; i < TILE; i++) total[i] = _mm512_setzero_ps();
-  for (long g = 0; g < l.groups; g++) {
-    auto& own = sums[g % 2];
-    _tile_zero(0);
-    _tile_zero(1);
-    for (long j = g * l.group; j < (g + 1) * l.group; j += deep) {
-      _tile_loadd(4, panel + j * PANEL, LINE);
-      _tile_loadd(2, whole + j, l.row_bytes);
-      _tile_dpbssd(0, 2, 4);
-      _tile_loadd(3, whole + l.filled + j, l.row_bytes);
-      _tile_dpbssd(1, 3, 4);
-    }
-    _tile_stored(0, own[0], LINE);
-    _tile_stored(1, own[1], LINE);
-    const __m512 scale = widen(scales + g * COLUMNS);
-#pragma GCC unroll 16
-    for (long i = 0; i < TILE; i++) {
-      const __m512 high = _mm512_cvtepi32_ps(_mm512_load_si512(own[0][i])), low = _mm512_cvtepi32_ps(_mm512_load_si512(own[1][i]));
-      total[i] = _mm512_fmadd_ps(_mm512_fmadd_ps(high, byte, low), scale, total[i]);
-    }
-  }
-  alignas(64) float held[TILE][TILE];
-#pragma GCC unroll 16
-  for (long i = 0; i < TILE; i++) _mm512_store_ps(held[i], total[i]);
-  for (long i = 0; i < count; i++)
-    narrow(y + i * stride, _mm512_mul_ps(_mm512_load_ps(held[i]), _mm512_set1_ps(Row(whole + i * l.row_bytes, l).scale)),
-           inside(columns));
-}
-
-WITH_BYTE_TILES void by_grouped_tiles(const int8_t* whole, const Matrix& w, const Layout& l, bf16* y, long y_stride, long m) {
-  const long task = task_columns(w.n), chunks = up(m * l.row_bytes, 2 * CACHED), chunk = up(up(m, chunks), TILE) * TILE;
-  const long deep = l.group < STEP ? l.group : STEP;
-  open_byte_tiles(deep);
-  int8_t* room = (int8_t*)aligned_alloc(LINE, COLUMNS * l.filled);
+// Many rows by tiles of bf16 over codes times scales; last rows that fill no tile get room.
+WITH_TILES void by_scaled_tiles(const bf16* x, long x_stride, const Matrix& w, const Layout& l, bf16* y, long y_stride, long m,
+                                bf16* scratch) {
+  const long rest = m % TILE ? m % BLOCK_ROWS : 0, whole = m - rest, k = w.k, task = task_columns(w.n);
+#pragma omp for schedule(static)
+  for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
+  const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
+  open_tiles();
+  bf16* room = (bf16*)aligned_alloc(LINE, COLUMNS * k * sizeof(bf16));
+  Sums sums[2];  // one is filled while the other leaves
+  Leaving leaving;
+  long turn = 0;
 #pragma omp for schedule(dynamic, 1) collapse(2) nowait
   for (long c = 0; c < m; c += chunk)
     for (long g = 0; g < w.n; g += task)
       for (long j = g; j < w.n && j < g + task; j += COLUMNS) {
-        signed_panels(codes_at(w, l, j), l, room);
-        for (long p = j; p < w.n && p < j + COLUMNS; p += PANEL)
-          for (long i = c; i < m && i < c + chunk; i += TILE)
-            grouped_block(whole + i * l.row_bytes, l, deep, room + (p - j) * l.filled, scales_at(w, l, j) + p - j,
-                          y + i * y_stride + p, y_stride, m - i < TILE ? m - i : TILE, w.n - p);
+        (w.bits == 8 ? scaled_panels<8> : scaled_panels<4>)(codes_at(w, l, j), scales_at(w, l, j), l, room);
+        for (long i = c; i < m && i < c + chunk; i += BLOCK_ROWS) {
+          const bool copied = i >= whole;
+          const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
+          Sums& own = sums[turn++ % 2];
+          multiply(up(count, TILE), copied ? scratch : x + i * x_stride, copied ? k : x_stride, room, room + k * PANEL,
+                   k / DEEP, leaving, own);
+          leaving.start(own, count, w.n - j, y + i * y_stride + j, y_stride, m * w.n > 4 * CACHED);
+        }
       }
+  leaving.finish();
   free(room);
   close_tiles();
 }
@@ -352,14 +344,15 @@ void by_dot_products(const bf16* x, long x_stride, const int8_t* shared, const M
 
 void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch) {
   const Layout l(w);
+  const bool whole_rows = l.groups == 1 && w.bits == 8;
+  if (tiles_allowed && !whole_rows && rows_like(m) >= MANY && w.k % DEEP == 0)
+    return by_scaled_tiles(x, x_stride, w, l, y, y_stride, m, scratch);
   int8_t* whole = (int8_t*)(((uintptr_t)scratch + LINE - 1) / LINE * LINE);
   if (m > FEW) {
 #pragma omp for schedule(static)
     for (long i = 0; i < m; i++) make_whole(x + i * x_stride, l, whole + i * l.row_bytes);
   }
-  const bool tiles = tiles_allowed && m > FEW;
-  if (tiles && l.groups == 1 && w.bits == 8) return by_byte_tiles(whole, w, l, y, y_stride, m);
-  if (tiles && l.group % DEEP == 0) return by_grouped_tiles(whole, w, l, y, y_stride, m);
+  if (tiles_allowed && m > FEW && whole_rows) return by_byte_tiles(whole, w, l, y, y_stride, m);
   if (w.bits == 8) return by_dot_products<8>(x, x_stride, whole, w, l, y, y_stride, m);
   by_dot_products<4>(x, x_stride, whole, w, l, y, y_stride, m);
 }

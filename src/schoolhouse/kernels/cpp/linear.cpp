@@ -125,7 +125,11 @@ WITH_TILES void tiled_product(const bf16* x, long x_stride, const bf16* weight, 
   close_tiles();
 }
 
+long rows_that_choose = 0;  // 0: those of the product itself
+
 }  // namespace
+
+long rows_like(long m) { return rows_that_choose ? rows_that_choose : m; }
 
 void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch, bool filled) {
   if (w.bits < 16) return multiply_codes(x, x_stride, w, y, y_stride, m, scratch);
@@ -136,6 +140,9 @@ void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long 
 }
 
 extern "C" {
+
+// Products choose between their ways as if they had so many rows, until 0 is said: the two sum in different orders.
+void choose_as(long rows) { rows_that_choose = rows; }
 
 // Weights (n, k), k even, to panels [n/16][k/2][16][2], n filled up to 32 by zeros.
 void pack_weight(const bf16* weight, long stride, long n, long k, bf16* out) {

@@ -17,3 +17,6 @@ void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long 
 
 // The same with codes.
 void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch);
+
+// How many rows a product of so many chooses its way by: see `choose_as`.
+long rows_like(long m);
