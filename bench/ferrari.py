@@ -78,14 +78,13 @@ def draw(models: dict[str, dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, model in models.items():
         right = sum(model["right"].values()) / len(model["right"])
-        axes.scatter(model["joules"], 100 * right, s=model["file_bytes"] / 4e5, alpha=0.6)
-        axes.annotate(f"{name}, {model['file_bytes'] / 1e6:.0f} MB", (model["joules"], 100 * right),
-                      xytext=(8, 8), textcoords="offset points")  # fmt: skip
+        name = f"{name}, {model['file_bytes'] / 1e6:.0f} MB"
+        axes.scatter(model["joules"], 100 * right, s=model["file_bytes"] / 4e5, alpha=0.6, label=name)
     axes.set_xlabel(f"joules for {PER:,} answers")
     axes.set_ylabel("right answers, %")
     axes.set_ylim(0, 100)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
+    axes.set_xlim(0, 1.15 * max(model["joules"] for model in models.values()))
+    axes.legend(loc="lower left", labelspacing=1.2)
     figure.savefig(path, dpi=150)
 
 
