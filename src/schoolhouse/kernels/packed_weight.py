@@ -91,7 +91,7 @@ class PackedCodes(Matrix):
     """Codes (N, K) of 8 or 4 bits with scales (N, K / group) of groups along K: x meets codes times scales.
 
     Codes come as int8, those of 4 bits in -8..7. A row of x takes part as whole numbers of 16 bits,
-    its largest one as 32639 or -32639.
+    its largest one as 32639 or -32639; many rows over groups meet codes times scales rounded to bf16 instead.
     `torch.nn.functional.linear` with codes times scales is the product's twin.
     """
 

@@ -170,7 +170,6 @@ inline __mmask16 compared(Floats a, Floats b) {
 #define _mm512_or_si512 halves_or
 #define _mm512_and_si512 halves_and
 #define _mm512_xor_si512 halves_xor
-#define _mm512_sub_epi8 halves_sub8
 #define _mm512_unpacklo_epi32 halves_unpacklo32
 #define _mm512_unpackhi_epi32 halves_unpackhi32
 #define _mm512_unpacklo_epi64 halves_unpacklo64
@@ -192,7 +191,6 @@ BY_HALVES(halves_unpackhi, Floats, _mm256_unpackhi_ps)
 BY_HALVES(halves_or, Words, _mm256_or_si256)
 BY_HALVES(halves_and, Words, _mm256_and_si256)
 BY_HALVES(halves_xor, Words, _mm256_xor_si256)
-BY_HALVES(halves_sub8, Words, _mm256_sub_epi8)
 BY_HALVES(halves_unpacklo32, Words, _mm256_unpacklo_epi32)
 BY_HALVES(halves_unpackhi32, Words, _mm256_unpackhi_epi32)
 BY_HALVES(halves_unpacklo64, Words, _mm256_unpacklo_epi64)
