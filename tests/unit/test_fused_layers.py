@@ -93,6 +93,18 @@ def test_a_network_with_other_operations_goes_layer_by_layer(other):
     assert all(len(ids) >= 11 for ids, _ in out)
 
 
+@pytest.mark.parametrize(("name", "taken"), [("k_proj", False), ("up_proj", False), ("o_proj", True)])
+def test_codes_of_two_kinds_that_read_the_same_rows_go_layer_by_layer(name, taken):
+    model = coded(network(**SIZES).bfloat16(), INT8)
+    layer = model.model.layers[1]
+    part = layer.mlp if name == "up_proj" else layer.self_attn
+    weight = torch.nn.Linear(getattr(part, name).in_features, getattr(part, name).out_features, bias=False)
+    setattr(part, name, QuantLinear.from_linear(weight.bfloat16(), Scheme(4, 32)))
+    engine, out = replies(model, 3)
+    assert (engine._layers is not None) is taken
+    assert all(ids for ids, _ in out)
+
+
 def test_changed_weights_are_packed_and_used_anew():
     model = network(**SIZES).bfloat16()
     engine, before = replies(model, 2)

@@ -48,7 +48,8 @@ class FusedLayers:
         matrices = [[matrix_of(linear) for linear in _linears(layer)] for layer in layers_of(model)]
         known = [[matrix for matrix in each if matrix is not None] for each in matrices]
         shapes = {tuple(matrix.shape for matrix in each) for each in known}
-        return cls(model, cache, known) if shapes == {_shapes(model.config)} else None
+        fits = shapes == {_shapes(model.config)} and all(_are_alike(each) for each in known)
+        return cls(model, cache, known) if fits else None
 
     def is_of(self, model: Transformer) -> bool:
         """True while the model's packed matrices are those that this was made from."""
@@ -130,6 +131,11 @@ def _shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     d, f, size = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * size, config.num_key_value_heads * size
     return (q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)
+
+
+def _are_alike(matrices: Sequence[Matrix]) -> bool:
+    """True if those that read the same rows are of one kind: their products lay these out in one place, at once."""
+    return all(len({matrix.words[2::3] for matrix in same}) == 1 for same in (matrices[:3], matrices[4:6]))
 
 
 def matrix_of(linear: nn.Module) -> Matrix | None:
