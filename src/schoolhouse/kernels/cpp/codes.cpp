@@ -13,10 +13,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-#include <string.h>
-
-#include "matrix.h"
-#include "tiled.h"
+#include "panels.h"
 
 #ifdef BY_AVX2  // never called there
 #define WITH_BYTE_TILES __attribute__((target("amx-tile,amx-int8")))
@@ -293,35 +290,16 @@ WITH_BF16 void scaled_panels(const uint8_t* codes, const bf16* scales, const Lay
     }
 }
 
-// Many rows by tiles of bf16 over codes times scales; last rows that fill no tile get room.
-WITH_TILES void by_scaled_tiles(const bf16* x, long x_stride, const Matrix& w, const Layout& l, bf16* y, long y_stride, long m,
-                                bf16* scratch) {
-  const long rest = m % TILE ? m % BLOCK_ROWS : 0, whole = m - rest, k = w.k, task = task_columns(w.n);
-#pragma omp for schedule(static)
-  for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
-  const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
-  open_tiles();
-  bf16* room = (bf16*)aligned_alloc(LINE, COLUMNS * k * sizeof(bf16));
-  Sums sums[2];  // one is filled while the other leaves
-  Leaving leaving;
-  long turn = 0;
-#pragma omp for schedule(dynamic, 1) collapse(2) nowait
-  for (long c = 0; c < m; c += chunk)
-    for (long g = 0; g < w.n; g += task)
-      for (long j = g; j < w.n && j < g + task; j += COLUMNS) {
-        (w.bits == 8 ? scaled_panels<8> : scaled_panels<4>)(codes_at(w, l, j), scales_at(w, l, j), l, room);
-        for (long i = c; i < m && i < c + chunk; i += BLOCK_ROWS) {
-          const bool copied = i >= whole;
-          const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
-          Sums& own = sums[turn++ % 2];
-          multiply(up(count, TILE), copied ? scratch : x + i * x_stride, copied ? k : x_stride, room, room + k * PANEL,
-                   k / DEEP, leaving, own);
-          leaving.start(own, count, w.n - j, y + i * y_stride + j, y_stride, m * w.n > 4 * CACHED);
-        }
-      }
-  leaving.finish();
+// Many rows by tiles of bf16 over codes times scales.
+void by_scaled_tiles(const bf16* x, long x_stride, const Matrix& w, const Layout& l, bf16* y, long y_stride, long m,
+                     bf16* scratch, bool filled) {
+  bf16* room = (bf16*)aligned_alloc(LINE, COLUMNS * w.k * sizeof(bf16));
+  const auto scaled = [&](long j) {
+    (w.bits == 8 ? scaled_panels<8> : scaled_panels<4>)(codes_at(w, l, j), scales_at(w, l, j), l, room);
+    return (const bf16*)room;
+  };
+  by_panels(scaled, x, x_stride, w, y, y_stride, m, scratch, filled);
   free(room);
-  close_tiles();
 }
 
 template <int BITS>
@@ -342,11 +320,12 @@ void by_dot_products(const bf16* x, long x_stride, const int8_t* shared, const M
 
 }  // namespace
 
-void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch) {
+void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch,
+                    bool filled) {
   const Layout l(w);
   const bool whole_rows = l.groups == 1 && w.bits == 8;
   if (tiles_allowed && !whole_rows && rows_like(m) >= MANY && w.k % DEEP == 0)
-    return by_scaled_tiles(x, x_stride, w, l, y, y_stride, m, scratch);
+    return by_scaled_tiles(x, x_stride, w, l, y, y_stride, m, scratch, filled);
   int8_t* whole = (int8_t*)(((uintptr_t)scratch + LINE - 1) / LINE * LINE);
   if (m > FEW) {
 #pragma omp for schedule(static)

@@ -5,16 +5,12 @@
 // columns' weights are asked for while the first rows pass these, so that memory is read behind the arithmetic.
 // Source: Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", 2008 (blocks for the caches).
 
-#include <omp.h>
-#include <string.h>
-
-#include "matrix.h"
-#include "tiled.h"
+#include "panels.h"
 
 namespace {
 
-constexpr long ROWS = HALVED ? 3 : 12, GROUP = 256, LINE = 64, FEW = 4;
-constexpr long TASKS_A_THREAD = 4, FEWEST_TASKS_A_THREAD = 2, FEWEST_BLOCKS = 4;
+constexpr long ROWS = HALVED ? 3 : 12, LINE = 64, FEW = 4;
+constexpr long FEWEST_TASKS_A_THREAD = 2, FEWEST_BLOCKS = 4;
 
 // Rows (m, k) as [k/2][m][2]: what a tile reads, in the order in which it reads it.
 void pack_rows(const bf16* x, long stride, long m, long k, bf16* out) {
@@ -91,40 +87,6 @@ void product(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_s
       }
 }
 
-// The same by tiles. Last rows that fill no tile get room, unless there is memory behind them.
-WITH_TILES void tiled_product(const bf16* x, long x_stride, const bf16* weight, bf16* y, long y_stride, long m, long n, long k,
-                              bf16* scratch, bool filled) {
-  const long rest = m % TILE && !filled ? m % BLOCK_ROWS : 0, whole = m - rest;
-  if (rest) {
-#pragma omp for schedule(static)
-    for (long i = 0; i < rest; i++) memcpy(scratch + i * k, x + (whole + i) * x_stride, k * sizeof(bf16));
-  }
-  const long even = up(n, TASKS_A_THREAD * omp_get_max_threads() * COLUMNS) * COLUMNS;
-  const long group = even < GROUP ? even : GROUP;
-  const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
-  open_tiles();
-  Sums sums[2];  // one is filled while the other leaves
-  Leaving leaving;
-  long turn = 0;
-#pragma omp for schedule(dynamic, 1) collapse(2) nowait
-  for (long c = 0; c < m; c += chunk)
-    for (long g = 0; g < n; g += group)
-      for (long j = g; j < n && j < g + group; j += COLUMNS) {
-        const bf16* own = weight + j * k;
-        for (long i = c; i < m && i < c + chunk; i += BLOCK_ROWS) {
-          const bool copied = i >= whole;
-          const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
-          const long stride = copied ? k : x_stride;
-          Sums& held = sums[turn++ % 2];
-          multiply(up(count, TILE), copied ? scratch : x + i * x_stride, stride, own, own + k * PANEL, k / DEEP, leaving,
-                   held);
-          leaving.start(held, count, n - j, y + i * y_stride + j, y_stride, m * n > 4 * CACHED);
-        }
-      }
-  leaving.finish();
-  close_tiles();
-}
-
 long rows_that_choose = 0;  // 0: those of the product itself
 
 }  // namespace
@@ -132,10 +94,10 @@ long rows_that_choose = 0;  // 0: those of the product itself
 long rows_like(long m) { return rows_that_choose ? rows_that_choose : m; }
 
 void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch, bool filled) {
-  if (w.bits < 16) return multiply_codes(x, x_stride, w, y, y_stride, m, scratch);
+  if (w.bits < 16) return multiply_codes(x, x_stride, w, y, y_stride, m, scratch, filled);
   const bf16* weight = (const bf16*)w.weight;
   if (tiles_allowed && w.k % DEEP == 0)
-    return tiled_product(x, x_stride, weight, y, y_stride, m, w.n, w.k, scratch, filled);
+    return by_panels([=, &w](long j) { return weight + j * w.k; }, x, x_stride, w, y, y_stride, m, scratch, filled);
   product(x, x_stride, weight, y, y_stride, m, w.n, w.k, scratch);
 }
 

@@ -16,7 +16,8 @@ void multiply_rows(const bf16* x, long x_stride, const Matrix& w, bf16* y, long 
                    bool filled = false);
 
 // The same with codes.
-void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch);
+void multiply_codes(const bf16* x, long x_stride, const Matrix& w, bf16* y, long y_stride, long m, bf16* scratch,
+                    bool filled = false);
 
 // How many rows a product of so many chooses its way by: see `choose_as`.
 long rows_like(long m);
