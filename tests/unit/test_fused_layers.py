@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from school import network
-from schoolhouse.infer.cache import DecodeContext, SlotCache
+from schoolhouse.infer.cache import DecodeContext, PrefillContext, SlotCache
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.layers import FusedLayers
 from schoolhouse.infer.sampler import Sampling
@@ -74,6 +74,33 @@ def test_long_texts_have_the_same_bits_however_threads_share_them(monkeypatch, k
     with torch.inference_mode():
         twin = model.hidden(ids, DecodeContext(cache, held))
         assert torch.equal(layers.hidden(ids, held), twin)
+
+
+@pytest.mark.parametrize("lengths", [[1], [3], [2, 1], [130, 380, 7], [700, 700]], ids=str)
+@pytest.mark.parametrize("scheme", [None, INT8, Scheme(4, 32)], ids=["bf16", "int8", "int4"])
+@pytest.mark.parametrize("known", [0, 1, 45])
+@pytest.mark.parametrize("level", [None, "avx512", "avx2"])
+def test_prompts_are_read_to_the_same_bits(monkeypatch, kernels_anew, lengths, scheme, known, level):
+    if level:
+        monkeypatch.setenv(native.LEVEL, level)
+    model = network(**SIZES | {"max_position_embeddings": 1024}).bfloat16()
+    model = model if scheme is None else coded(model, scheme)
+    model.pack()
+    layers = FusedLayers.made_for(model, SlotCache(model.config, 4, torch.bfloat16, torch.device("cpu")))
+    assert layers is not None
+    draw = torch.Generator().manual_seed(0)
+    prefix = [
+        tuple(torch.randn(2, known, 32, generator=draw).bfloat16() for _ in range(2)) for _ in model.model.layers
+    ]
+    tokens = torch.randint(1, 60, (1, sum(lengths)), generator=draw)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    contexts = [PrefillContext(lengths, prefix if known else None, len(prefix)) for _ in range(2)]
+    with torch.inference_mode():
+        twin = model.hidden(tokens, contexts[0], ends)
+        assert torch.equal(layers.read(tokens, contexts[1], ends), twin)
+    for text in range(len(lengths)):
+        for expected, found in zip(contexts[0].kv(text), contexts[1].kv(text), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize(

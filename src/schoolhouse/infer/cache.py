@@ -222,9 +222,22 @@ class PrefillContext(Context):
         self._known = prefix[0][0].shape[1] if prefix else 0
         self.positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) + self._known  # (1, N)
         self._ends = list(accumulate(lengths))
-        self._layout = Layout([self._known], [lengths], self._known) if prefix else Layout(lengths)
+        self.layout = Layout([self._known], [lengths], self._known) if prefix else Layout(lengths)
         self._kv: list[tuple[Tensor, ...]] = [()] * layers
         self._bias: dict[int | None, Tensor] = {}
+
+    def room(self, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all layers, each (layers, S0 + N, Hk, Dh), those of the prefix filled in.
+
+        What is written behind these is what `kv` gives.
+        """
+        layers, tokens = len(self._kv), self._known + self.positions.shape[1]
+        keys, values = (like.new_empty(layers, tokens, heads, size) for _ in range(2))
+        for layer, known in enumerate(self._prefix or ()):
+            for own, old in zip((keys[layer], values[layer]), known, strict=True):
+                own[: self._known] = old.transpose(0, 1)
+        self._kv = list(zip(keys[:, self._known :], values[:, self._known :], strict=True))
+        return keys, values
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
@@ -245,7 +258,7 @@ class PrefillContext(Context):
         keys, values = new
         if known:
             keys, values = (torch.cat((old.transpose(0, 1), own)) for old, own in zip(known, new, strict=True))
-        out = attend_layout(q[0], keys, values, self._layout, scoring)
+        out = attend_layout(q[0], keys, values, self.layout, scoring)
         if out is None:
             keys, values = (self._behind(x) for x in (keys, values))
             bias = self._bias_of(q, scoring.window)

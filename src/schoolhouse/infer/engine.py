@@ -227,6 +227,9 @@ class Engine:
     def _read(self, prompts: list[_Prompt]) -> None:
         """Prefill: keys, values and the next token's logits of each prompt."""
         self.model.pack()
+        if self._layers is None or not self._layers.is_of(self.model):
+            made = FusedLayers.made_for(self.model, self._cache)
+            self._layers = made or LatentLayers.made_for(self.model, self._cache)
         prefix = self._shared_prefix(prompts)
         known = len(prefix[0]) if prefix else 0
         batch: list[_Prompt] = []
@@ -236,9 +239,6 @@ class Engine:
             if tokens >= PREFILL_TOKENS or i == len(prompts) - 1:
                 self._read_batch(batch, known, prefix[1] if prefix else None)
                 batch = []
-        if self._layers is None or not self._layers.is_of(self.model):
-            made = FusedLayers.made_for(self.model, self._cache)
-            self._layers = made or LatentLayers.made_for(self.model, self._cache)
 
     def _read_batch(self, batch: list[_Prompt], known: int, prefix: KV | None) -> None:
         lengths = [len(p.ids) - known for p in batch]
@@ -253,6 +253,8 @@ class Engine:
             self.model.further(hidden, ids, context)
             tails = [text[-self._ahead :].clone() for text in hidden[0].split(laid)]  # of each (k, D)
             hidden = hidden[:, ends]  # (1, P, D)
+        elif isinstance(self._layers, FusedLayers):
+            hidden = self._layers.read(ids, context, ends)
         else:
             hidden = self.model.hidden(ids, context, ends)  # (1, P, D)
         logits = self.model.head(hidden[0])  # (P, V)

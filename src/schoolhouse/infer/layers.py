@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from schoolhouse.infer.cache import SlotCache
+from schoolhouse.infer.cache import PrefillContext, SlotCache
 from schoolhouse.kernels.native import library, takes
+from schoolhouse.kernels.packed_experts import AT_ONCE, feed_room
 from schoolhouse.kernels.packed_weight import FILL, Matrix, room
 from schoolhouse.model.attention import Attention
 from schoolhouse.model.config import FULL, ModelConfig
@@ -21,6 +22,7 @@ from schoolhouse.model.layers import GatedFeedForward, Linear, RMSNorm
 from schoolhouse.model.quantized import QuantLinear
 from schoolhouse.model.transformer import DecoderLayer, Transformer
 
+FIRST = 6  # words of a layer before those of its matrices: two norms, keys, values, the scales of both
 WIDTHS = 32  # what the sizes of rows and heads are multiples of
 
 
@@ -79,6 +81,33 @@ class FusedLayers:
         )  # fmt: skip
         normed: Tensor = self._model.model.norm(x.view(texts, tokens, width))
         return normed
+
+    def read(self, ids: Tensor, context: PrefillContext, only: Tensor) -> Tensor:
+        """Hidden states after the last norm of prompts (1, N) at the places `only` (P,), which rise: (1, P, D).
+
+        Their keys and values go into the context.
+        """
+        config, native, tokens = self._config, library(), ids.shape[1]
+        assert native is not None, "made_for asks for the kernels"
+        x = self._model.embed(ids)[0].contiguous()  # (N, D)
+        cos, sin = self._model.rotary.tables(context.positions, x.dtype)[FULL]
+        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        inner, width, table = config.intermediate_size, config.hidden_size, context.layout.table
+        keys, values = context.room(kv_heads, size, x)
+        words = self._words.clone()
+        for layer, own in enumerate(words):
+            own[2:FIRST] = torch.tensor([keys[layer].data_ptr(), values[layer].data_ptr(), 0, 0])
+        rows, row = -(-tokens // FILL) * FILL, 2 * width + 2 * heads * size
+        feed = max(2 * rows * inner, feed_room(AT_ONCE, width, 0, 0, inner))
+        scratch = torch.empty(rows * row + feed + room(rows, max(width, inner, heads * size)), dtype=x.dtype)
+        scale = layers_of(self._model)[0].self_attn.scoring.scale
+        native.read_layers(
+            words.data_ptr(), len(words), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), table.data_ptr(), len(table),
+            only.data_ptr(), len(only), tokens, len(keys[0]) - tokens, heads, kv_heads, size, width, inner, scale,
+            config.rms_norm_eps, scratch.data_ptr(), feed,
+        )  # fmt: skip
+        normed: Tensor = self._model.model.norm(x[: len(only)])
+        return normed[None]
 
     def _place(self) -> None:
         """Where the cache holds each layer's keys and values, and scales if it has some; they move when it grows."""

@@ -33,6 +33,7 @@ _ARGUMENTS = {
     "pack_codes": "pllllp",
     "linear": "plppllpllllp",
     "decode_layers": "plppppplllllllffp",
+    "read_layers": "plpppplpllllllllffpl",
     "decode_latent": "ppppppllfffp",
     "head_products": "pllppllllllp",
     "look_latent": "ppllpplllllf",

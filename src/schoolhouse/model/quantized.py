@@ -64,7 +64,9 @@ class Coded(nn.Module):
 
     @property
     def packed(self) -> PackedCodes | None:
-        """The copy that the C++ product reads, once rows have passed it."""
+        """The copy that the C++ product reads, made when it is first asked for; None where there are no kernels."""
+        if self._packed is None and can_pack_codes(self.weight, self.weight_scale):
+            self._packed = PackedCodes(self.codes(), self.weight_scale, self.scheme.bits)
         return self._packed
 
     def codes(self) -> Tensor:
@@ -87,10 +89,9 @@ class Coded(nn.Module):
                 "quantize again, or run this model under torch.inference_mode()."
             )
         is_bf16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        if is_bf16_on_cpu and self._packed is None and can_pack_codes(self.weight, self.weight_scale):
-            self._packed = PackedCodes(self.codes(), self.weight_scale, self.scheme.bits)
-        if is_bf16_on_cpu and self._packed is not None:
-            product = self._packed.product(x)
+        packed = self.packed if is_bf16_on_cpu else None
+        if packed is not None:
+            product = packed.product(x)
             return product if self.bias is None else product.add_(self.bias)
         rows = x.reshape(-1, self.in_features)  # (M, K)
         if is_bf16_on_cpu and len(rows) <= FEW_ROWS and self.scheme == INT8:

@@ -93,12 +93,13 @@ class Alone {
         rows_by<HALVED ? 2 : 8>(x, stride, m, columns + j * k, k, y + j, y_stride, columns_left(n - j));
       return;
     }
+    const Passing passing = passes(m, n, k);
     for (long i = 0; i < m; i += BLOCK_ROWS) {
       const long count = m - i < BLOCK_ROWS ? m - i : BLOCK_ROWS;
       for (long j = 0; j < n; j += COLUMNS) {
         const bf16* left = columns + j * k;
         Sums& sums = sums_[turn_++ % 2];
-        ::multiply(up(count, TILE), x + i * stride, stride, left, left + k * PANEL, k / DEEP, leaving_, sums);
+        ::multiply(passing, up(count, TILE), x + i * stride, stride, left, left + k * PANEL, k / DEEP, leaving_, sums);
         leaving_.start(sums, count, n - j, y + i * y_stride + j, y_stride, false);
       }
     }
@@ -107,15 +108,16 @@ class Alone {
   // y (m, n) = gate * sigmoid(gate) * up, where gate and up are such products, each rounded. With tiles alone.
   WITH_TILES void multiply_gated(const bf16* x, long stride, long m, const bf16* gates, const bf16* ups, long n, long k,
                                  bf16* y, long y_stride) {
+    const Passing passing = passes(m, n, k);
     for (long i = 0; i < m; i += BLOCK_ROWS) {
       const long count = m - i < BLOCK_ROWS ? m - i : BLOCK_ROWS;
       const bf16* rows = x + i * stride;
       for (long j = 0; j < n; j += COLUMNS) {
         Sums* sums = gate_sums_[turn_++ % 2];
         const bf16 *left = gates + j * k, *other = ups + j * k;
-        ::multiply(up(count, TILE), rows, stride, left, left + k * PANEL, k / DEEP, gating_, sums[0]);
+        ::multiply(passing, up(count, TILE), rows, stride, left, left + k * PANEL, k / DEEP, gating_, sums[0]);
         gating_.rows *= 2;  // what it has done is the first half
-        ::multiply(up(count, TILE), rows, stride, other, other + k * PANEL, k / DEEP, gating_, sums[1]);
+        ::multiply(passing, up(count, TILE), rows, stride, other, other + k * PANEL, k / DEEP, gating_, sums[1]);
         gating_.start(sums[0], sums[1], count, n - j, y + i * y_stride + j, y_stride);
       }
     }
@@ -133,6 +135,11 @@ class Alone {
   static bool by_tiles(long k) { return tiles_allowed && k % DEEP == 0; }
 
  private:
+  // Weights that come anew for each of many rows.
+  static Passing passes(long m, long n, long k) {
+    return k <= NEAR && m > 2 * BLOCK_ROWS && n > COLUMNS ? Passing::WEIGHTS : Passing::NOTHING;
+  }
+
   Sums sums_[2], gate_sums_[2][2];  // some are filled while the others leave
   Leaving leaving_{};
   Gating gating_{};

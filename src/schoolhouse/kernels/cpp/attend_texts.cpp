@@ -6,23 +6,20 @@
 // Sources: arXiv 2205.14135, algorithm 1; arXiv 2307.08691, section 3.1.
 
 #include <math.h>
+#include <omp.h>
+
+#include <algorithm>
 
 #include "texts.h"
 
 namespace {
 
-constexpr long CHUNK = 512;  // queries of one turn: keys are laid out anew for each
+constexpr long CHAINS = 4;  // of highest scores, none of which waits for another
+constexpr long ROUND = 4;  // strips of keys whose scores with 32 queries stay in the nearest cache
+constexpr long BLOCKS = 4, SHARE = 4;  // blocks of queries of one turn, for which keys are laid out anew; turns of a thread
 
 struct Turn {
   long text, first, last, head;
-};
-
-struct Forward {
-  Tokens q, k, v;
-  const Text* texts;
-  Shape shape;
-  bf16* out;
-  float* logs;
 };
 
 // What one thread holds: the keys and values of a turn, and one block of queries.
@@ -32,50 +29,56 @@ struct Hold {
   std::vector<Strip> strips;
 };
 
-long room_of(const Forward& f, long keys) {
+long room_of(const Looks& f, long keys) {
   const long wide = whole(f.q.width), deep = whole(f.v.width);
-  return 2 * (keys * (wide + deep) + wide * QUERIES + STRIPS * DEEP * QUERIES) +
-         4 * QUERIES * (STRIPS * DEEP + deep + 2) + 64 * 8;
+  return 2 * (keys * (wide + deep) + wide * QUERIES + ROUND * DEEP * DEEP) +
+         4 * (ROUND * DEEP * DEEP + QUERIES * (deep + 2)) + 64 * 8;
 }
 
-void lay_keys(const Forward& f, const Text& text, long count, long head, bool own, long& place, Hold& hold) {
-  lay_rows(f.k.rows(text.key, count, head), hold.keys + place * whole(f.k.width));
-  lay_turned(f.v.rows(text.key, count, head), hold.values + place * whole(f.v.width));
+void lay_keys(const Looks& f, const Text& text, long count, long head, bool own, long& place, Hold& hold) {
+  lay_rows(rows_of(f.k, text.key, count, head), hold.keys + place * whole(f.k.width));
+  lay_turned(rows_of(f.v, text.key, count, head), hold.values + place * whole(f.v.width));
   add_strips(hold.strips, place, count, own);
   place += whole(count);
 }
 
 // Scores of 16 queries with some strips to shares, as pairs of keys; what was summed before shrinks to the new highest.
-WITH_BF16 void take_shares(const Forward& f, const Strip* strips, long count, long block, long column, Hold& hold) {
+WITH_BF16 void take_shares(const Looks& f, const Strip* strips, long count, long block, long column, Hold& hold) {
   const __m512 scale = _mm512_set1_ps(f.shape.scale * 1.44269504f);
   const __m512 before = _mm512_load_ps(hold.highest + column);
   const long query = block + column;
   __m512 most = _mm512_set1_ps(-INFINITY);
   for (long s = 0; s < count; s++) {
-    const float* scores = hold.scores + s * DEEP * QUERIES + column;
-    if (seen_wholly(strips[s], query))
-      for (long i = 0; i < DEEP; i++) most = _mm512_max_ps(most, _mm512_load_ps(scores + i * QUERIES));
-    else
+    const float* scores = hold.scores + s * DEEP * DEEP + column % DEEP;
+    if (seen_wholly(strips[s], query)) {
+      __m512 each[CHAINS];
+#pragma GCC unroll 4
+      for (long c = 0; c < CHAINS; c++) each[c] = most;
+      for (long i = 0; i < DEEP; i += CHAINS)
+#pragma GCC unroll 4
+        for (long c = 0; c < CHAINS; c++) each[c] = _mm512_max_ps(each[c], _mm512_load_ps(scores + (i + c) * DEEP));
+      most = _mm512_max_ps(_mm512_max_ps(each[0], each[1]), _mm512_max_ps(each[2], each[3]));
+    } else
       for (long i = 0; i < DEEP; i++)
-        most = _mm512_mask_max_ps(most, seen(strips[s], i, query), most, _mm512_load_ps(scores + i * QUERIES));
+        most = _mm512_mask_max_ps(most, seen(strips[s], i, query), most, _mm512_load_ps(scores + i * DEEP));
   }
   const __m512 highest = _mm512_max_ps(before, _mm512_mul_ps(most, scale));
   const __m512 shrink = power_of_two(_mm512_sub_ps(before, highest));
   __m512 even = _mm512_mul_ps(_mm512_load_ps(hold.total + column), shrink), odd = _mm512_setzero_ps();
   for (long s = 0; s < count; s++) {
-    const float* scores = hold.scores + s * DEEP * QUERIES + column;
-    bf16* shares = hold.shares + s * DEEP * QUERIES + column * BOTH;
+    const float* scores = hold.scores + s * DEEP * DEEP + column % DEEP;
+    bf16* shares = hold.shares + s * DEEP * DEEP + column % DEEP * BOTH;
     const bool all = seen_wholly(strips[s], query);
     for (long i = 0; i < DEEP; i += 2) {
-      __m512 a = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * QUERIES), scale, highest));
-      __m512 b = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * QUERIES), scale, highest));
+      __m512 a = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * DEEP), scale, highest));
+      __m512 b = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * DEEP), scale, highest));
       if (!all) {
         a = _mm512_maskz_mov_ps(seen(strips[s], i, query), a);
         b = _mm512_maskz_mov_ps(seen(strips[s], i + 1, query), b);
       }
       even = _mm512_add_ps(even, a);
       odd = _mm512_add_ps(odd, b);
-      _mm512_store_si512(shares + i * QUERIES, pairs_of(a, b));
+      _mm512_store_si512(shares + i * DEEP, pairs_of(a, b));
     }
   }
   _mm512_store_ps(hold.highest + column, highest);
@@ -88,38 +91,33 @@ WITH_BF16 void take_shares(const Forward& f, const Strip* strips, long count, lo
 }
 
 // A block of `count` queries of one head, the first of them number `block` of its text.
-WITH_BF16 void forward_block(const Forward& f, const Text& text, long block, long count, long head, Hold& hold) {
+WITH_BF16 void forward_block(const Looks& f, const Text& text, long block, long count, long head, Hold& hold) {
   const long wide = whole(f.q.width), deep = whole(f.v.width), columns = whole(count), first = text.query + block;
-  lay_columns(f.q.rows(first, count, head), QUERIES, hold.queries);
+  lay_columns(rows_of(f.q, first, count, head), QUERIES, hold.queries);
   for (long i = 0; i < columns; i++) hold.highest[i] = -1e30f, hold.total[i] = 0;
   for (long i = 0; i < deep * QUERIES; i++) hold.out[i] = 0;
-  const long all = strips_of(hold.strips.data(), hold.strips.size(), block, columns - 1);
-  for (long s = 0; s < all; s += STRIPS) {
-    const Strip* strips = hold.strips.data() + s;
-    const long here = smaller(all - s, STRIPS);
-    for (long i = 0; i < here; i++) {
-      const long from = first_column(strips[i], block);
-      multiply({hold.keys + strips[i].place * wide, wide, DEEP}, {hold.queries + from * BOTH, QUERIES * BOTH}, DEEP,
-               columns - from, wide / DEEP, hold.scores + i * DEEP * QUERIES + from, QUERIES, false);
-    }
-    for (long column = 0; column < columns; column += DEEP) {
-      const long visible = strips_of(strips, here, block, column);
-      if (visible == 0) continue;
-      take_shares(f, strips, visible, block, column, hold);
-      take_shares(f, strips, visible, block, column + LANES, hold);
-      multiply({hold.values + strips[0].place * deep, DEEP, deep * DEEP}, {hold.shares + column * BOTH, QUERIES * BOTH},
-               deep, DEEP, visible, hold.out + column, QUERIES, true);
+  for (long column = 0; column < columns; column += DEEP) {
+    const long all = strips_of(hold.strips.data(), hold.strips.size(), block, column);
+    for (long s = 0; s < all; s += ROUND) {
+      const Strip* strips = hold.strips.data() + s;
+      const long here = smaller(all - s, ROUND);
+      multiply({hold.keys + strips[0].place * wide, wide, DEEP}, {hold.queries + column * BOTH, QUERIES * BOTH},
+               here * DEEP, DEEP, wide / DEEP, hold.scores, DEEP, false);
+      take_shares(f, strips, here, block, column, hold);
+      take_shares(f, strips, here, block, column + LANES, hold);
+      multiply({hold.values + strips[0].place * deep, DEEP, deep * DEEP}, {hold.shares, DEEP * BOTH}, deep, DEEP, here,
+               hold.out + column, QUERIES, true);
     }
   }
   for (long i = 0; i < count; i++) {
-    f.logs[head * f.shape.tokens + first + i] = hold.highest[i] + log2f(hold.total[i]);
+    if (f.logs) f.logs[head * f.shape.tokens + first + i] = hold.highest[i] + log2f(hold.total[i]);
     hold.total[i] = 1 / hold.total[i];
   }
   write_turned(hold.out, QUERIES, hold.total, 1.0f, f.out + (first * f.shape.heads * f.shape.share + head) * f.v.width,
                f.shape.heads * f.shape.share * f.v.width, count, f.v.width);
 }
 
-void forward_turn(const Forward& f, const Turn& turn, Room& room, Hold& hold) {
+void forward_turn(const Looks& f, const Turn& turn, Room& room, Hold& hold) {
   const Text& text = f.texts[turn.text];
   const long wide = whole(f.q.width), deep = whole(f.v.width), before = text.leader == turn.text ? 0 : f.texts[text.leader].keys;
   const long keys = whole(before) + whole(turn.last);
@@ -128,8 +126,8 @@ void forward_turn(const Forward& f, const Turn& turn, Room& room, Hold& hold) {
   hold.keys = room.take<bf16>(keys * wide);
   hold.values = room.take<bf16>(keys * deep);
   hold.queries = room.take<bf16>(wide * QUERIES);
-  hold.shares = room.take<bf16>(STRIPS * DEEP * QUERIES);
-  hold.scores = room.take<float>(STRIPS * DEEP * QUERIES);
+  hold.shares = room.take<bf16>(ROUND * DEEP * DEEP);
+  hold.scores = room.take<float>(ROUND * DEEP * DEEP);
   hold.out = room.take<float>(deep * QUERIES);
   hold.highest = room.take<float>(QUERIES);
   hold.total = room.take<float>(QUERIES);
@@ -141,7 +139,38 @@ void forward_turn(const Forward& f, const Turn& turn, Room& room, Hold& hold) {
       forward_block(f, text, block, smaller(QUERIES, turn.last - block), head, hold);
 }
 
+inline long blocks_of(long queries) { return (queries + QUERIES - 1) / QUERIES; }
+
+// Turns of so many blocks, what takes longest first. Few threads want few turns, but each of them some.
+std::vector<Turn> turns_of(const Looks& f, long count, long& most) {
+  long blocks = 0;
+  for (long t = 0; t < count; t++) blocks += blocks_of(f.texts[t].queries) * f.shape.heads;
+  const long fair = blocks / (SHARE * omp_get_num_threads()), each = (fair < 1 ? 1 : smaller(fair, BLOCKS)) * QUERIES;
+  std::vector<Turn> turns;
+  most = 0;
+  for (long t = 0; t < count; t++)
+    for (long from = 0; from < f.texts[t].queries; from += each)
+      for (long h = 0; h < f.shape.heads; h++) {
+        turns.push_back({t, from, smaller(from + each, f.texts[t].queries), h});
+        const long keys = whole(f.texts[f.texts[t].leader].keys) + whole(turns.back().last);
+        if (keys > most) most = keys;
+      }
+  std::stable_sort(turns.begin(), turns.end(), [](const Turn& a, const Turn& b) { return a.last > b.last; });
+  return turns;
+}
+
 }  // namespace
+
+void look_at_texts(const Looks& f, long count) {
+  long most;
+  const std::vector<Turn> turns = turns_of(f, count, most);
+  Room room(room_of(f, most));
+  Hold hold;
+  if (tiles_allowed) open_tiles();
+#pragma omp for schedule(dynamic, 1)
+  for (long i = 0; i < (long)turns.size(); i++) forward_turn(f, turns[i], room, hold);
+  if (tiles_allowed) close_tiles();
+}
 
 extern "C" {
 
@@ -150,26 +179,10 @@ extern "C" {
 void attend_texts(const bf16* q, long q_row, long q_head, const bf16* k, long k_row, long k_head, const bf16* v, long v_row,
                   long v_head, const int64_t* table, long count, bf16* out, float* logs, long tokens, long heads,
                   long share, long width, long depth, float scale) {
-  const Forward f = {{q, q_row, q_head, width}, {k, k_row, k_head, width}, {v, v_row, v_head, depth},
-                     (const Text*)table, {tokens, heads, share, scale}, out, logs};
-  std::vector<Turn> turns;
-  long most = 0;
-  for (long t = 0; t < count; t++)
-    for (long from = 0; from < f.texts[t].queries; from += CHUNK)
-      for (long h = 0; h < heads; h++) {
-        turns.push_back({t, from, smaller(from + CHUNK, f.texts[t].queries), h});
-        const long keys = whole(f.texts[f.texts[t].leader].keys) + whole(turns.back().last);
-        if (keys > most) most = keys;
-      }
+  const Looks looks = {{q, q_row, q_head, width}, {k, k_row, k_head, width}, {v, v_row, v_head, depth},
+                       (const Text*)table, {tokens, heads, share, scale}, out, logs};
 #pragma omp parallel
-  {
-    Room room(room_of(f, most));
-    Hold hold;
-    if (tiles_allowed) open_tiles();
-#pragma omp for schedule(dynamic, 1)
-    for (long i = 0; i < (long)turns.size(); i++) forward_turn(f, turns[i], room, hold);
-    if (tiles_allowed) close_tiles();
-  }
+  look_at_texts(looks, count);
 }
 
 }  // extern "C"

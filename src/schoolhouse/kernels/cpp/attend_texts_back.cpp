@@ -70,8 +70,8 @@ WITH_BF16 float inner_product(const bf16* a, const bf16* b, long width) {
 
 // A block of queries of one head, as its products want them.
 void lay_block(const Backward& b, long first, long count, long head, Hold& hold) {
-  const RowsOf q = b.q.rows(first, count, head), grad = b.grad.rows(first, count, head);
-  const RowsOf out = b.out.rows(first, count, head);
+  const RowsOf q = rows_of(b.q, first, count, head), grad = rows_of(b.grad, first, count, head);
+  const RowsOf out = rows_of(b.out, first, count, head);
   lay_columns(q, QUERIES, hold.query_columns);
   lay_pairs(q, hold.query_pairs);
   lay_columns(grad, QUERIES, hold.grad_columns);
@@ -149,10 +149,10 @@ void group_back(const Backward& b, long first, long last, long key_head, Room& r
   Hold hold = hold_in(room, b, keys);
   for (long t = first; t < last; t++) {
     const long place = places[t - first];
-    const RowsOf k = b.k.rows(b.texts[t].key, b.texts[t].keys, key_head);
+    const RowsOf k = rows_of(b.k, b.texts[t].key, b.texts[t].keys, key_head);
     lay_rows(k, hold.keys + place * wide);
     lay_turned(k, hold.keys_turned + place * wide);
-    lay_rows(b.v.rows(b.texts[t].key, b.texts[t].keys, key_head), hold.values + place * deep);
+    lay_rows(rows_of(b.v, b.texts[t].key, b.texts[t].keys, key_head), hold.values + place * deep);
   }
   for (long t = first; t < last; t++) {
     const Text& text = b.texts[t];

@@ -67,8 +67,8 @@ inline __m256i add_byte_products(__m256i sum, __m256i a, __m256i b) {
   return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 
-inline __m256 times_power(__m256 x, __m256 n) {  // x * 2^n for whole n from -126 to 127
-  const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+inline __m256 times_power(__m256 x, __m256 n) {  // x * 2^n for n from -126 to 127, rounded down
+  const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(n)), _mm256_set1_epi32(127));
   return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)));
 }
 
@@ -229,6 +229,7 @@ THREE_BY_HALVES(halves_fnmadd, _mm256_fnmadd_ps)
 #define _mm512_sqrt_ps halves_sqrt
 #define _mm512_roundscale_ps(x, how) halves_round(x)
 #define _mm512_scalef_ps halves_scalef
+#define _mm512_reduce_ps(x, how) halves_fraction(x)
 #define _mm512_slli_epi32 halves_slli
 #define _mm512_srli_epi32 halves_srli
 #define _mm512_srai_epi32 halves_srai
@@ -275,6 +276,9 @@ inline Floats halves_set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x
 inline Words halves_set1_epi32(int x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Floats halves_sqrt(Floats x) { return {_mm256_sqrt_ps(x.low), _mm256_sqrt_ps(x.high)}; }
 inline Floats halves_round(Floats x) { return {_mm256_round_ps(x.low, 8), _mm256_round_ps(x.high, 8)}; }
+inline Floats halves_fraction(Floats x) {
+  return {_mm256_sub_ps(x.low, _mm256_floor_ps(x.low)), _mm256_sub_ps(x.high, _mm256_floor_ps(x.high))};
+}
 inline Floats halves_scalef(Floats x, Floats n) { return {times_power(x.low, n.low), times_power(x.high, n.high)}; }
 inline Words halves_slli(Words x, int n) { return {_mm256_slli_epi32(x.low, n), _mm256_slli_epi32(x.high, n)}; }
 inline Words halves_srli(Words x, int n) { return {_mm256_srli_epi32(x.low, n), _mm256_srli_epi32(x.high, n)}; }

@@ -58,6 +58,19 @@ WITH_BF16 inline __m512 share_of(__m512 x) {
   return _mm512_mask_mov_ps(exponential(x), tiny, _mm512_setzero_ps());
 }
 
+// The first 16 of 32 numbers of 16 bits with the others: 0, 16, 1, 17 and so on.
+WITH_BF16 inline __m512i side_by_side(__m512i x) {
+#ifdef BY_AVX2
+  const __m512i high = _mm512_shuffle_i64x2(x, x, 0xee);
+  const __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
+  return _mm512_or_si512(a, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(high)), 16));
+#else
+  alignas(64) static const uint16_t PLACES[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(PLACES), x);
+#endif
+}
+
 // 16 rows of 16 pairs become columns.
 WITH_BF16 inline void turn_pairs(__m512i (&x)[16]) {
   __m512i y[16];

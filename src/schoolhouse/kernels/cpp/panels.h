@@ -26,6 +26,7 @@ WITH_TILES void by_panels(const Panels& panels, const bf16* x, long x_stride, co
   const long even = up(n, TASKS_A_THREAD * omp_get_max_threads() * COLUMNS) * COLUMNS;
   const long group = even < GROUP ? even : GROUP;
   const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
+  const Passing passing = k <= NEAR && m > 2 * BLOCK_ROWS ? Passing::ROWS : Passing::NOTHING;
   open_tiles();
   Sums sums[2];  // one is filled while the other leaves
   Leaving leaving;
@@ -40,7 +41,7 @@ WITH_TILES void by_panels(const Panels& panels, const bf16* x, long x_stride, co
           const long most = (copied ? m : whole) - i, count = most < BLOCK_ROWS ? most : BLOCK_ROWS;
           const long stride = copied ? k : x_stride;
           Sums& held = sums[turn++ % 2];
-          multiply(up(count, TILE), copied ? scratch : x + i * x_stride, stride, own, own + k * PANEL, k / DEEP, leaving,
+          multiply(passing, up(count, TILE), copied ? scratch : x + i * x_stride, stride, own, own + k * PANEL, k / DEEP, leaving,
                    held);
           leaving.start(held, count, n - j, y + i * y_stride + j, y_stride, m * n > 4 * CACHED);
         }

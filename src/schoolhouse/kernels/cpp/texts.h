@@ -7,27 +7,16 @@
 #include <vector>
 
 #include "blocks.h"
+#include "looks.h"
 
 namespace {
 
 constexpr long QUERIES = 128, STRIPS = 8;  // of a block: queries, and strips of 32 keys
 
-// A text: its queries (none, or one for each key), its keys, and the text whose keys it sees wholly (itself if none).
-struct Text {
-  int64_t query, queries, key, keys, leader;
-};
-
-// A tensor (tokens, heads, width): its start, and the numbers from token to token and from head to head.
-struct Tokens {
-  const bf16* at;
-  long row, head, width;
-  RowsOf rows(long first, long count, long head_at) const { return {at + first * row + head_at * head, row, count, width}; }
-};
-
-struct Shape {
-  long tokens, heads, share;
-  float scale;
-};
+// `count` of a tensor's tokens from the first on, one head of each.
+inline RowsOf rows_of(const Tokens& x, long first, long count, long head) {
+  return {x.at + first * x.row + head * x.head, x.row, count, x.width};
+}
 
 // 32 keys as they were laid out: from `place` on, `count` of them real. `first`: the first one's number among the text's
 // own keys, -1 where all of its queries see them.

@@ -53,9 +53,21 @@ struct Leaving {
   }
 };
 
+// What passes by the nearest cache (`TILELOADDT1`), so that what it meets again and again stays there: half of a product's
+// time, where the second cache is near and the unit is not slowed (docs/lab-log.md, 2026-11-27).
+enum class Passing { NOTHING, ROWS, WEIGHTS };
+
+constexpr long NEAR = 640;  // numbers of each of 32 rows or columns that stay there, and leave room for what passes
+
+#define LOAD_TILE(tile, passes, from, bytes) \
+  if constexpr (passes)                      \
+    _tile_stream_loadd(tile, from, bytes);   \
+  else                                       \
+    _tile_loadd(tile, from, bytes)
+
 // Sums over `steps` times 32 neighbours along k. Rows lie `stride` numbers apart, weights as whole tiles one after the
 // other. Each step takes some rows of the sums that leave along.
-template <int R, class Before>
+template <int R, Passing passing, class Before>
 WITH_TILES inline void multiply(const bf16* rows, long stride, const bf16* left, const bf16* right, long steps,
                                 Before& before, Sums& out) {
   const long along = up(before.rows - before.row, steps);
@@ -65,14 +77,15 @@ WITH_TILES inline void multiply(const bf16* rows, long stride, const bf16* left,
     _tile_zero(2);
     _tile_zero(3);
   }
+  constexpr bool rows_pass = passing == Passing::ROWS, weights_pass = passing == Passing::WEIGHTS;
   for (long s = 0; s < steps; s++) {
-    _tile_loadd(4, rows + s * DEEP, stride * sizeof(bf16));
-    _tile_loadd(6, left + s * TILE_NUMBERS, 64);
+    LOAD_TILE(4, rows_pass, rows + s * DEEP, stride * sizeof(bf16));
+    LOAD_TILE(6, weights_pass, left + s * TILE_NUMBERS, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, right + s * TILE_NUMBERS, 64);
+    LOAD_TILE(7, weights_pass, right + s * TILE_NUMBERS, 64);
     _tile_dpbf16ps(1, 4, 7);
     if (R == 2) {
-      _tile_loadd(5, rows + TILE * stride + s * DEEP, stride * sizeof(bf16));
+      LOAD_TILE(5, rows_pass, rows + TILE * stride + s * DEEP, stride * sizeof(bf16));
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -86,11 +99,24 @@ WITH_TILES inline void multiply(const bf16* rows, long stride, const bf16* left,
   }
 }
 
-template <class Before>
+#undef LOAD_TILE
+
+template <Passing passing, class Before>
 WITH_TILES inline void multiply(long rows_of_tiles, const bf16* rows, long stride, const bf16* left, const bf16* right,
                                 long steps, Before& before, Sums& out) {
-  if (rows_of_tiles == 2) return multiply<2>(rows, stride, left, right, steps, before, out);
-  multiply<1>(rows, stride, left, right, steps, before, out);
+  if (rows_of_tiles == 2) return multiply<2, passing>(rows, stride, left, right, steps, before, out);
+  multiply<1, passing>(rows, stride, left, right, steps, before, out);
+}
+
+template <class Before>
+WITH_TILES inline void multiply(Passing passing, long rows_of_tiles, const bf16* rows, long stride, const bf16* left,
+                                const bf16* right, long steps, Before& before, Sums& out) {
+  if (passing == Passing::ROWS)
+    multiply<Passing::ROWS>(rows_of_tiles, rows, stride, left, right, steps, before, out);
+  else if (passing == Passing::WEIGHTS)
+    multiply<Passing::WEIGHTS>(rows_of_tiles, rows, stride, left, right, steps, before, out);
+  else
+    multiply<Passing::NOTHING>(rows_of_tiles, rows, stride, left, right, steps, before, out);
 }
 
 }  // namespace
