@@ -89,9 +89,7 @@ def test_prompts_are_read_to_the_same_bits(monkeypatch, kernels_anew, lengths, s
     layers = FusedLayers.made_for(model, SlotCache(model.config, 4, torch.bfloat16, torch.device("cpu")))
     assert layers is not None
     draw = torch.Generator().manual_seed(0)
-    prefix = [
-        tuple(torch.randn(2, known, 32, generator=draw).bfloat16() for _ in range(2)) for _ in model.model.layers
-    ]
+    prefix = [tuple(torch.randn(2, known, 32, generator=draw).bfloat16() for _ in range(2)) for _ in model.model.layers]
     tokens = torch.randint(1, 60, (1, sum(lengths)), generator=draw)
     ends = torch.tensor(lengths).cumsum(0) - 1
     contexts = [PrefillContext(lengths, prefix if known else None, len(prefix)) for _ in range(2)]
