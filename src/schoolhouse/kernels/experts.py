@@ -20,6 +20,7 @@ from schoolhouse.kernels.grid import GRID
 from schoolhouse.kernels.native import fits, has_tiles, keeps_gradient, library
 from schoolhouse.kernels.products import gradient_of, homes_of, linear_in_training
 
+FILL = 32  # numbers to which the widths of what is kept for the way back are filled up
 MANY = 128  # rows of an expert from which on they are filled up
 
 
@@ -94,7 +95,7 @@ class _Tiled(torch.autograd.Function):
         choice, place = (torch.empty(sent, dtype=torch.int64) for _ in range(2))
         native.rows_by_expert(chosen.data_ptr(), sent, table.data_ptr(), count, choice.data_ptr(), place.data_ptr())
         ends, widths = table[:, 0].tolist(), table[:, 1].tolist()
-        held = sum(w * (end - start) for w, start, end in zip(widths, [0, *ends], ends, strict=False))
+        held = sum(-(-w // FILL) * FILL * (end - start) for w, start, end in zip(widths, [0, *ends], ends, strict=False))
         kept = x.new_empty(2 * held) if keep else None
         rows, out = x.new_empty(total, hidden), torch.empty_like(x)
         native.experts_forward(

@@ -27,7 +27,9 @@ struct Expert {
 
 struct Rows {
   long expert, first, count;
-  long kept;  // where these rows lie among those of `width` numbers
+  long kept, of, at;  // where the expert's rows are kept, how many it has, and the first of these among them
+  // The first of these rows among panels of 32 numbers of each row, kept panel by panel.
+  long panel(long number) const { return DEEP * (number * of + at); }
 };
 
 // Rows of experts, in their order. Those before `sent` belong to one of a token's choices, the others to all tokens in turn.
@@ -51,8 +53,8 @@ std::vector<Rows> tasks_of(const Mixture& mixture) {
     most = std::max(std::min(most, even), FEWEST);
     const long rows = expert.end - first, high = rows ? whole(up(rows, up(rows, most))) : 1;
     for (long at = 0; at < rows; at += high)
-      tasks.push_back({e, first + at, std::min(high, rows - at), kept + at * expert.width});
-    first = expert.end, kept += rows * expert.width;
+      tasks.push_back({e, first + at, std::min(high, rows - at), kept, rows, at});
+    first = expert.end, kept += rows * whole(expert.width);
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Rows& a, const Rows& b) { return a.count > b.count; });
   return tasks;
@@ -115,59 +117,59 @@ WITH_TILES inline void multiply_strip(const bf16* left, const bf16* strip, long 
   _tile_stored(3, out.tile[3], 64);
 }
 
-// Sums of 16 gates and their 16 ups on their way: rounded, kept unless `kept` is null, and gated into tiles.
+// Sums of 16 gates and their 16 ups on their way: rounded, kept side by side unless `kept` is null, and gated into tiles.
 struct Gating {
   const Sums* sums;
   bf16 *kept, *inner;  // of the block's first row
-  long width, column, row = 0, rows = 0;
+  long row = 0, rows = 0;
 
   WITH_BF16 void some(long count) {
-    const __mmask16 held = column < width ? inside(width - column) : 0;
     for (const long end = row + count < rows ? row + count : rows; row < end; row++) {
       const long t = row / TILE * 2, r = row % TILE;
-      const __m256i g = (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums->tile[t][r]));
-      const __m256i u = (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums->tile[t + 1][r]));
-      if (kept) {
-        _mm256_mask_storeu_epi16(kept + row * 2 * width + column, held, g);
-        _mm256_mask_storeu_epi16(kept + row * 2 * width + width + column, held, u);
-      }
-      const __m512 gate = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(g), 16));
-      const __m512 up = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(u), 16));
+      const __m512i both =
+          (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(sums->tile[t + 1][r]), _mm512_load_ps(sums->tile[t][r]));
+      if (kept) _mm512_store_si512(kept + row * DEEP, both);
+      const __m512 gate = first_half(both), up = last_half(both);
       narrow(inner + row * DEEP, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up));
     }
   }
 };
 
-// Gradients of 32 gated numbers on their way to those of gate and up, which go to tiles and to rows; with them the gated
+// Gradients of 32 gated numbers on their way to those of gate and up, which go to tiles and are kept; with them the gated
 // numbers times the rows' shares, and each row's inner product of gated numbers and gradients, sixteen parts of it.
 struct Sloping {
   const Sums* sums;
-  const bf16* kept;
-  bf16 *slopes, *inner, *tiles;  // of the block's first row
+  const bf16* kept[2];                // 16 gates and their ups; the next 16
+  bf16 *slopes[2], *inner, *tiles;    // of gates, of ups; of the block's first row
   const float* shares;
   float* products;
-  long width, column, up_apart, row = 0, rows = 0;
+  long up_apart, row = 0, rows = 0;
 
   WITH_BF16 void some(long count) {
     const __m512 one = _mm512_set1_ps(1.0f);
     for (const long end = row + count < rows ? row + count : rows; row < end; row++) {
       const __m512 share = _mm512_set1_ps(shares[row]);
+      __m512 to_gate[2], to_up[2], scaled[2], product = _mm512_load_ps(products + row * LANES);
+#pragma GCC unroll 2
       for (long half = 0; half < 2; half++) {
-        const long at = column + half * TILE, to = row * DEEP + half * TILE;
-        const __mmask16 held = at < width ? inside(width - at) : 0;
         const __m512 d = _mm512_load_ps(sums->tile[row / TILE * 2 + half][row % TILE]);
-        const __m512 g = widen(kept + row * 2 * width + at, held), u = widen(kept + row * 2 * width + width + at, held);
+        const __m512i both = _mm512_load_si512(kept[half] + row * DEEP);
+        const __m512 g = first_half(both), u = last_half(both);
         const __m512 s = sigmoid(g), open = _mm512_mul_ps(g, s), gated = _mm512_mul_ps(open, u);
-        _mm512_storeu_ps(products + row * LANES, _mm512_fmadd_ps(d, gated, _mm512_loadu_ps(products + row * LANES)));
-        narrow(inner + row * width + at, _mm512_mul_ps(gated, share), held);
-        const __m512 scaled = _mm512_mul_ps(d, share), bend = _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one);
-        const __m256i to_gate = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_mul_ps(scaled, u), _mm512_mul_ps(s, bend)));
-        const __m256i to_up = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(scaled, open));
-        _mm256_storeu_si256((__m256i*)(tiles + to), to_gate);
-        _mm256_storeu_si256((__m256i*)(tiles + up_apart + to), to_up);
-        _mm256_mask_storeu_epi16(slopes + row * 2 * width + at, held, to_gate);
-        _mm256_mask_storeu_epi16(slopes + row * 2 * width + width + at, held, to_up);
+        product = _mm512_fmadd_ps(d, gated, product);
+        scaled[half] = _mm512_mul_ps(gated, share);
+        const __m512 own = _mm512_mul_ps(d, share), bend = _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one);
+        to_gate[half] = _mm512_mul_ps(_mm512_mul_ps(own, u), _mm512_mul_ps(s, bend));
+        to_up[half] = _mm512_mul_ps(own, open);
       }
+      _mm512_store_ps(products + row * LANES, product);
+      const __m512i gates = (__m512i)_mm512_cvtne2ps_pbh(to_gate[1], to_gate[0]);
+      const __m512i ups = (__m512i)_mm512_cvtne2ps_pbh(to_up[1], to_up[0]);
+      _mm512_store_si512(tiles + row * DEEP, gates);
+      _mm512_store_si512(tiles + up_apart + row * DEEP, ups);
+      _mm512_store_si512(slopes[0] + row * DEEP, gates);
+      _mm512_store_si512(slopes[1] + row * DEEP, ups);
+      _mm512_store_si512(inner + row * DEEP, (__m512i)_mm512_cvtne2ps_pbh(scaled[1], scaled[0]));
     }
   }
 };
@@ -215,8 +217,8 @@ WITH_TILES void forward(const Mixture& mixture, const bf16* x, const Rows& task,
     lay_gates(gate, up, j, hidden, hold.strip);
     for (long b = 0; b < task.count; b += BLOCK_ROWS, turn ^= 1) {
       multiply_strip(hold.rows + b * wide, hold.strip, wide / DEEP, gating, hold.sums[turn]);
-      gating = {&hold.sums[turn], kept ? kept + 2 * (task.kept + b * width) : nullptr, place_of(hold.inner, b, j, inner), width,
-                j, 0, std::min(task.count - b, BLOCK_ROWS)};
+      bf16* to = kept ? kept + 2 * task.kept + task.panel(j / TILE) + b * DEEP : nullptr;
+      gating = {&hold.sums[turn], to, place_of(hold.inner, b, j, inner), 0, std::min(task.count - b, BLOCK_ROWS)};
     }
   }
   gating.some(BLOCK_ROWS);
@@ -226,7 +228,7 @@ WITH_TILES void forward(const Mixture& mixture, const bf16* x, const Rows& task,
 
 struct Gradients {
   const bf16 *grad, *kept;
-  bf16 *slopes, *inner, *to_rows;
+  bf16 *slopes, *inner, *to_rows;  // slopes of gates, then of ups; all in panels of 32 numbers of each of an expert's rows
   float* to_shares;
 };
 
@@ -243,10 +245,13 @@ WITH_TILES void backward(const Mixture& mixture, const Gradients& g, const Rows&
     lay_strip(down, j, hidden, hold.strip);
     for (long b = 0; b < task.count; b += BLOCK_ROWS, turn ^= 1) {
       multiply_strip(hold.rows + b * wide, hold.strip, wide / DEEP, sloping, hold.sums[turn]);
-      const long kept = task.kept + b * width;
-      sloping = {&hold.sums[turn], g.kept + 2 * kept, g.slopes + 2 * kept, g.inner + kept,
-                 place_of(hold.inner, b, j, 2 * deep), hold.shares + b, hold.products + b * LANES, width, j,
-                 deep * BLOCK_ROWS, 0, std::min(task.count - b, BLOCK_ROWS)};
+      const bf16* kept = g.kept + 2 * task.kept + b * DEEP;
+      bf16* slopes = g.slopes + 2 * task.kept + b * DEEP;
+      const long panel = j / DEEP, panels = deep / DEEP;
+      sloping = {&hold.sums[turn], {kept + task.panel(2 * panel), kept + task.panel(2 * panel + 1)},
+                 {slopes + task.panel(panel), slopes + task.panel(panels + panel)},
+                 g.inner + task.kept + task.panel(panel) + b * DEEP, place_of(hold.inner, b, j, 2 * deep), hold.shares + b,
+                 hold.products + b * LANES, deep * BLOCK_ROWS, 0, std::min(task.count - b, BLOCK_ROWS)};
     }
   }
   sloping.some(BLOCK_ROWS);
@@ -263,23 +268,21 @@ long widest(const Mixture& mixture) {
   return width;
 }
 
-// The gradients of all matrices.
+// The gradients of all matrices. Those of gate and up are one product: they meet the same rows.
 void weigh(const Mixture& mixture, const bf16* x, const Gradients& g, const int64_t* tokens, bool add) {
   std::vector<Product> products;
   const long hidden = mixture.hidden;
   long first = 0, kept = 0;
   for (long e = 0; e < mixture.count; e++) {
     const Expert& expert = mixture.experts[e];
-    const long width = expert.width, rows = expert.end - first;
+    const long width = expert.width, deep = whole(width), rows = expert.end - first, panel = rows * DEEP;
     const Side read = {x, hidden, hidden, false, tokens + first}, given = {g.grad, hidden, hidden, false, tokens + first};
-    const bf16* slopes = g.slopes + 2 * kept;
-    if (rows && expert.to_gate)
-      products.push_back({{slopes, 2 * width, width, false}, read, rows, expert.to_gate, hidden, add});
-    if (rows && expert.to_up)
-      products.push_back({{slopes + width, 2 * width, width, false}, read, rows, expert.to_up, hidden, add});
-    if (rows && expert.to_down)
-      products.push_back({given, {g.inner + kept, width, width, false}, rows, expert.to_down, width, add});
-    first = expert.end, kept += rows * width;
+    const Side slopes = {g.slopes + 2 * kept, DEEP, 2 * deep, false, nullptr, panel};
+    const Side inner = {g.inner + kept, DEEP, width, false, nullptr, panel};
+    if (rows && (expert.to_gate || expert.to_up))
+      products.push_back({slopes, read, rows, expert.to_gate, hidden, add, expert.to_up, deep, width});
+    if (rows && expert.to_down) products.push_back({given, inner, rows, expert.to_down, width, add});
+    first = expert.end, kept += rows * deep;
   }
   multiply_all(products, 1);
 }
@@ -297,8 +300,8 @@ void rows_by_expert(const int64_t* chosen, long count, Expert* experts, long sen
   for (long c = 0; c < count; c++) choice[place[c] = next[chosen[c]]++] = c;
 }
 
-// y (rows, hidden): each row of x (tokens, hidden), as `Mixture` says, through its expert. kept, unless it is null: gates
-// and ups of each row side by side, expert by expert.
+// y (rows, hidden): each row of x (tokens, hidden), as `Mixture` says, through its expert. kept, unless it is null: expert by
+// expert panels of 16 gates and 16 ups of each of its rows; widths are filled up to 32.
 void experts_forward(const bf16* x, const Expert* experts, long count, long hidden, long sent, long choices,
                      const int64_t* choice, bf16* kept, bf16* y) {
   const Mixture mixture = {experts, count, hidden, sent, choices, choice, nullptr};

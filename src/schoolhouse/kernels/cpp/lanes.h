@@ -41,6 +41,12 @@ WITH_BF16 inline void narrow(bf16* to, __m512 x, __mmask16 held) {
   _mm256_mask_storeu_epi16(to, held, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
+// The first and the last 16 of 32 numbers.
+WITH_BF16 inline __m512 first_half(__m512i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)), 16));
+}
+WITH_BF16 inline __m512 last_half(__m512i x) { return first_half(_mm512_shuffle_i64x2(x, x, 0xee)); }
+
 // e^x for -87 <= x <= 88, to about 2e-7 of itself.
 WITH_BF16 inline __m512 exponential(__m512 x) {
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);

@@ -23,19 +23,21 @@ constexpr long SHORT = 640;             // one that is not longer goes to its en
 constexpr long APART = SHORT + DEEP;    // what lies a power of two apart shares its places in the caches
 
 // One side of a product: `size` rows or columns of it, each of them a row of memory along k or, if not, a column. In the
-// second case `index`, unless it is null, says which row of memory stands for which number along k.
+// second case `index`, unless it is null, says which row of memory stands for which number along k, and 32 columns lie
+// `panel` numbers behind the 32 before.
 struct Side {
   const bf16* first;
   long stride, size;
   bool along;
   const int64_t* index = nullptr;
-  const bf16* at(long k) const { return first + (index ? index[k] : k) * stride; }
+  long panel = DEEP;
+  const bf16* at(long k, long column) const { return first + (index ? index[k] : k) * stride + column / DEEP * panel; }
 };
 
 inline __mmask32 first_numbers(long left) { return left >= DEEP ? ~0u : left > 0 ? (1u << left) - 1 : 0; }
 
 // Where the numbers of two rows of 32 go so that they lie side by side: those of the first or of the last 16 columns.
-WITH_BF16 inline __m512i side_by_side(bool last) {
+WITH_BF16 inline __m512i neighbours_of(bool last) {
   alignas(64) uint16_t at[DEEP];
   for (int i = 0; i < DEEP; i++) at[i] = (last ? TILE : 0) + i / 2 + (i % 2) * DEEP;
   return _mm512_load_si512(at);
@@ -53,11 +55,11 @@ WITH_TILES inline void read_along(const Side& side, long j, long p, long last, _
 // first 16 columns and the last.
 WITH_TILES inline void read_across(const Side& side, long j, long p, long last, __m512i (&x)[TILE], __m512i (&y)[TILE]) {
   const __mmask32 held = first_numbers(side.size - j);
-  const __m512i low = side_by_side(false), high = side_by_side(true);
+  const __m512i low = neighbours_of(false), high = neighbours_of(true);
   for (long i = 0; i < TILE; i++) {
     const long at = p + 2 * i;
-    const __m512i a = at < last ? _mm512_maskz_loadu_epi16(held, side.at(at) + j) : _mm512_setzero_si512();
-    const __m512i b = at + 1 < last ? _mm512_maskz_loadu_epi16(held, side.at(at + 1) + j) : _mm512_setzero_si512();
+    const __m512i a = at < last ? _mm512_maskz_loadu_epi16(held, side.at(at, j)) : _mm512_setzero_si512();
+    const __m512i b = at + 1 < last ? _mm512_maskz_loadu_epi16(held, side.at(at + 1, j)) : _mm512_setzero_si512();
     x[i] = _mm512_permutex2var_epi16(a, low, b);
     y[i] = _mm512_permutex2var_epi16(a, high, b);
   }
@@ -93,7 +95,8 @@ WITH_TILES inline void lay_out(const Side& side, long j, long count, long p, lon
       lay_tiles(side, j + c, at, last, left, out + c * APART + (at - p) * TILE, TILE * APART);
 }
 
-// Sums of 32 rows and 32 columns over `steps`, on top of what is there unless it is the first chunk.
+// Sums of 32 rows and 32 columns over `steps`, on top of what is there unless it is the first chunk. The columns stay in the
+// nearest cache, the rows pass it by.
 WITH_TILES inline void add_product(const bf16* left, const bf16* right, long steps, bool first, Leaving& before,
                                    Sums& out) {
   const long along = up(before.rows - before.row, steps);
@@ -109,12 +112,12 @@ WITH_TILES inline void add_product(const bf16* left, const bf16* right, long ste
     _tile_loadd(3, out.tile[3], 64);
   }
   for (long s = 0; s < steps; s++) {
-    _tile_loadd(4, left + s * TILE_NUMBERS, 64);
+    _tile_stream_loadd(4, left + s * TILE_NUMBERS, 64);
     _tile_loadd(6, right + s * TILE_NUMBERS, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, right + TILE * APART + s * TILE_NUMBERS, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, left + TILE * APART + s * TILE_NUMBERS, 64);
+    _tile_stream_loadd(5, left + TILE * APART + s * TILE_NUMBERS, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
     before.some(along);
@@ -125,13 +128,25 @@ WITH_TILES inline void add_product(const bf16* left, const bf16* right, long ste
   _tile_stored(3, out.tile[3], 64);
 }
 
-// left times right, k numbers of each, to y, or on top of it.
+// left times right, k numbers of each, to y, or on top of it. The rows from `half` on, unless it is 0, go to another y; each
+// of both holds `rows`. Either may be null: then nobody wants it.
 struct Product {
   Side left, right;
   long k;
   bf16* y;
   long y_stride;
   bool add;
+  bf16* other = nullptr;
+  long half = 0, rows = left.size;
+
+  // How many of 32 rows from `row` on are wanted, and where they go.
+  long wanted(long row) const {
+    const long left_of = rows - (half && row >= half ? row - half : row);
+    return (half && row >= half ? other : y) ? std::min(left_of, BLOCK_ROWS) : 0;
+  }
+  bf16* place(long row) const { return half && row >= half ? other + (row - half) * y_stride : y + row * y_stride; }
+  // Rows of a block: what is laid out for both halves is laid out once where it stays in the second cache.
+  long highest() const { return half && k <= SHORT ? 2 * HIGH : HIGH; }
 };
 
 // A block of the result of a product: from a row and a column on.
@@ -164,7 +179,7 @@ class Block {
  public:
   Block() {
     static thread_local Own left, right, sums;
-    left_ = left.room<bf16>(HIGH * APART), right_ = right.room<bf16>(WIDE * APART), sums_ = sums.room<Sums>(MOST);
+    left_ = left.room<bf16>(2 * HIGH * APART), right_ = right.room<bf16>(WIDE * APART), sums_ = sums.room<Sums>(MOST);
   }
 
   // Rows of the block before may still be leaving when this returns, and do with the next one or with `finish`.
@@ -184,9 +199,9 @@ class Block {
           if (product.k <= SHORT) sums = sums_ + done % 2;
           add_product(left_ + r * APART, right_ + c * APART, up(last - p, DEEP), p == 0, leaving_, *sums);
           if (last < product.k) continue;
-          bf16* to = product.y + (i + r) * product.y_stride + j + c;
-          leaving_.start(*sums, m - i - r < BLOCK_ROWS ? m - i - r : BLOCK_ROWS, n - j - c, to,
-                         product.y_stride, false, product.add);
+          const long wanted = product.wanted(i + r);
+          if (wanted <= 0) continue;
+          leaving_.start(*sums, wanted, n - j - c, product.place(i + r) + j + c, product.y_stride, false, product.add);
         }
     }
   }
@@ -204,7 +219,7 @@ class Block {
 WITH_TILES inline void multiply_all(const std::vector<Product>& products, long fewest) {
   std::vector<Task> tasks;
   for (long p = 0; p < (long)products.size(); p++) {
-    const long m = products[p].left.size, parts = up(m, HIGH) < fewest ? fewest : up(m, HIGH);
+    const long m = products[p].left.size, most = up(m, products[p].highest()), parts = most < fewest ? fewest : most;
     const long high = up(up(m, parts), BLOCK_ROWS) * BLOCK_ROWS;
     for (long i = 0; i < m; i += high)
       for (long j = 0; j < products[p].right.size; j += WIDE) tasks.push_back({p, i, high, j});
