@@ -55,14 +55,16 @@ class Matrix:
         """(N, K)."""
         return self._columns, self._inner
 
-    def product(self, x: Tensor) -> Tensor:
-        """x: (..., K) bf16 to (..., N), sums in fp32."""
+    def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x: (..., K) bf16 to (..., N), sums in fp32. out: where they go, rows end to end; fresh memory if None."""
         native, inner, columns = library(), self._inner, self._columns
         assert native is not None, "nothing is packed where there are no kernels"
         rows = x.reshape(-1, inner)
         rows = rows if rows.stride(-1) == 1 else rows.contiguous()
         count = len(rows)
-        out, laid = torch.empty(count, columns, dtype=x.dtype), torch.empty(room(count, inner), dtype=x.dtype)
+        out = torch.empty(count, columns, dtype=x.dtype) if out is None else out
+        assert out.is_contiguous() and out.numel() == count * columns
+        laid = torch.empty(room(count, inner), dtype=x.dtype)
         if count:
             weight, scales, group, _, _, bits = self.words
             native.linear(

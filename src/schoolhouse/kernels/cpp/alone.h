@@ -62,7 +62,7 @@ struct Gating {
     for (const long end = row + turns < rows ? row + turns : rows; row < end; row++) {
       const long half = row >= count, r = row - half * count, t = r / TILE * 2 + half;
       const __m512 g = rounded(gate->tile[t][r % TILE]), beside = rounded(up->tile[t][r % TILE]);
-      narrow(y + r * stride + half * PANEL, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), beside),
+      narrow(y + r * stride + half * PANEL, _mm512_mul_ps(_mm512_mul_ps(g, opening(g)), beside),
              (__mmask16)(inside >> half * PANEL));
     }
   }

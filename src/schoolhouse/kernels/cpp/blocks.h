@@ -191,18 +191,6 @@ inline void multiply(Left a, Right b, long rows, long columns, long steps, float
   multiply_lanes(a, b, rows, columns, steps, c, c_row, add);
 }
 
-// 2^x for x up to about 100, to about 3e-6 of itself; below -126 as if it were that. The polynomial is the best one of its
-// degree between 0 and 1; `scalef` takes the whole part of x by itself.
-WITH_BF16 inline __m512 power_of_two(__m512 x) {
-  constexpr int DOWN = 1;  // what is left after rounding down
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-  const __m512 r = _mm512_reduce_ps(x, DOWN);
-  __m512 y = _mm512_set1_ps(1.35341704e-2f);
-  const float terms[] = {5.20114636e-2f, 2.41442749e-1f, 6.93003838e-1f, 1.00000259f};
-  for (float term : terms) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(term));
-  return _mm512_scalef_ps(y, x);
-}
-
 // Two rows of 16 numbers: as pairs for a right side, in bf16.
 WITH_BF16 inline __m512i pairs_of(__m512 first, __m512 second) {
   return side_by_side((__m512i)_mm512_cvtne2ps_pbh(second, first));

@@ -14,6 +14,7 @@
 namespace {
 
 constexpr long ROOM = 1 << 19;  // numbers of a task's rows, of all its widths: what the second cache holds beside a strip
+constexpr long SOON = 4;        // rows between one that is gathered and one that is asked for
 constexpr long FEWEST = 128;    // rows of a task for which laying out the weights pays
 
 inline long whole(long count) { return up(count, DEEP) * DEEP; }
@@ -66,10 +67,15 @@ inline bf16* place_of(bf16* tiles, long row, long number, long width) {
          number % DEEP;
 }
 
+inline void ask(const bf16* row, long count) {
+  for (long i = 0; i < count; i += DEEP) __builtin_prefetch(row + i);
+}
+
 WITH_TILES void gather(const Mixture& mixture, const bf16* x, const Rows& task, bf16* tiles) {
   const long hidden = mixture.hidden, wide = whole(hidden);
   for (long r = 0; r < task.count; r++) {
     const bf16* from = x + mixture.token(task.first + r) * hidden;
+    if (r + SOON < task.count) ask(x + mixture.token(task.first + r + SOON) * hidden, hidden);
     for (long i = 0; i < wide; i += DEEP)
       _mm512_store_si512((__m512i*)place_of(tiles, r, i, wide), _mm512_maskz_loadu_epi16(first_numbers(hidden - i), from + i));
   }
@@ -130,7 +136,7 @@ struct Gating {
           (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(sums->tile[t + 1][r]), _mm512_load_ps(sums->tile[t][r]));
       if (kept) _mm512_store_si512(kept + row * DEEP, both);
       const __m512 gate = first_half(both), up = last_half(both);
-      narrow(inner + row * DEEP, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up));
+      narrow(inner + row * DEEP, _mm512_mul_ps(_mm512_mul_ps(gate, opening(gate)), up));
     }
   }
 };
@@ -155,7 +161,7 @@ struct Sloping {
         const __m512 d = _mm512_load_ps(sums->tile[row / TILE * 2 + half][row % TILE]);
         const __m512i both = _mm512_load_si512(kept[half] + row * DEEP);
         const __m512 g = first_half(both), u = last_half(both);
-        const __m512 s = sigmoid(g), open = _mm512_mul_ps(g, s), gated = _mm512_mul_ps(open, u);
+        const __m512 s = opening(g), open = _mm512_mul_ps(g, s), gated = _mm512_mul_ps(open, u);
         product = _mm512_fmadd_ps(d, gated, product);
         scaled[half] = _mm512_mul_ps(gated, share);
         const __m512 own = _mm512_mul_ps(d, share), bend = _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one);

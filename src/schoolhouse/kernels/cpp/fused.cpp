@@ -79,7 +79,7 @@ WITH_BF16 void gated_back(const bf16* grad, const bf16* gate, const bf16* up, bf
 #pragma omp parallel for schedule(static) if (count > SMALL)
   for (long i = 0; i < count; i += LANES) {
     const __mmask16 held = inside(count - i);
-    const __m512 d = widen(grad + i, held), g = widen(gate + i, held), u = widen(up + i, held), s = sigmoid(g);
+    const __m512 d = widen(grad + i, held), g = widen(gate + i, held), u = widen(up + i, held), s = opening(g);
     const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
     narrow(to_up + i, _mm512_mul_ps(d, _mm512_mul_ps(g, s)), held);
     narrow(to_gate + i, _mm512_mul_ps(_mm512_mul_ps(d, u), slope), held);

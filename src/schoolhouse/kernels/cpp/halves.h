@@ -230,6 +230,7 @@ THREE_BY_HALVES(halves_fnmadd, _mm256_fnmadd_ps)
 #define _mm512_roundscale_ps(x, how) halves_round(x)
 #define _mm512_scalef_ps halves_scalef
 #define _mm512_reduce_ps(x, how) halves_fraction(x)
+#define _mm512_rcp14_ps(x) halves_div(halves_set1(1.0f), x)  // more exact than asked for
 #define _mm512_slli_epi32 halves_slli
 #define _mm512_srli_epi32 halves_srli
 #define _mm512_srai_epi32 halves_srai
