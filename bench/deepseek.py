@@ -62,8 +62,8 @@ def ours_training(folder: Path) -> Callable[[], float]:
         ids = torch.randint(0, 8192, (1, TEXTS * LENGTH), generator=generator)
         places = torch.arange(TEXTS * LENGTH).view(TEXTS, LENGTH)[:, :-1].flatten()
         started = time.monotonic()
-        hidden = model.hidden(ids, Packed([LENGTH] * TEXTS))[0]
-        logprobs, _ = model.logprobs(hidden[places], ids[0, places + 1])
+        hidden = model.hidden(ids, Packed([LENGTH] * TEXTS)).squeeze(0)
+        logprobs, _ = model.logprobs(hidden.index_select(0, places), ids[0, places + 1])
         (-logprobs.mean()).backward()
         optimizer.step(1e-4)
         return TEXTS * LENGTH / (time.monotonic() - started)

@@ -101,19 +101,20 @@ class Packed(Context):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """See `Context.attend`; B is 1."""
-        out = attend_layout(q[0], k[0], v[0], self._layout, scoring)
+        q, k, v = (x.squeeze(0) for x in (q, k, v))  # x[0]'s gradient would be filled up with zeros first
+        out = attend_layout(q, k, v, self._layout, scoring)
         if out is not None:
             return out[None]
         if self._replies is None and self._prompts.width > LONG:
-            return attend_texts(q[0], k[0], v[0], self._prompt_lengths, scoring)[None]
+            return attend_texts(q, k, v, self._prompt_lengths, scoring)[None]
         prompt_bias, reply_bias = self._biases(q.dtype, scoring.window)
         if self._replies is None or reply_bias is None:
             rows = self._prompts
-            keys, values = (rows.spread(x[0]).transpose(1, 2) for x in (k, v))
-            wide = attend(rows.spread(q[0]), keys, values, prompt_bias, scoring)
+            keys, values = (rows.spread(x).transpose(1, 2) for x in (k, v))
+            wide = attend(rows.spread(q), keys, values, prompt_bias, scoring)
             return rows.join(wide)[None]
-        sizes = [self._prompt_tokens, q.shape[1] - self._prompt_tokens]
-        (q_prompt, q_reply), (k_prompt, k_reply), (v_prompt, v_reply) = (x[0].split(sizes) for x in (q, k, v))
+        sizes = [self._prompt_tokens, len(q) - self._prompt_tokens]
+        (q_prompt, q_reply), (k_prompt, k_reply), (v_prompt, v_reply) = (x.split(sizes) for x in (q, k, v))
         keys, values = (self._prompts.spread(x).transpose(1, 2) for x in (k_prompt, v_prompt))  # (P, Hk, Tp, Dh)
         first = attend(self._prompts.spread(q_prompt), keys, values, prompt_bias, scoring)
         all_keys = torch.cat((self._share(keys), self._replies.spread(k_reply).transpose(1, 2)), dim=2)

@@ -132,7 +132,7 @@ class MasterObjective:
         """See `fit.Objective`."""
         with torch.no_grad():
             theirs = self._master.hidden(part.ids, part.context)[0][part.sources]  # (M, D of the master)
-        own = model.hidden(part.ids, part.context)[0][part.sources]  # (M, D)
+        own = model.hidden(part.ids, part.context).squeeze(0).index_select(0, part.sources)  # (M, D)
         head_bias = model.lm_head.bias if model.config.head_bias else None
         losses = token_divergence(
             own, model.head_weight, head_bias, model.config.final_logit_softcapping,

@@ -186,7 +186,7 @@ class GroupObjective:
         return loss, figures
 
     def _logprobs(self, model: Transformer, part: Part) -> tuple[Tensor, Tensor]:
-        hidden = model.hidden(part.ids, part.context)[0][part.sources]  # (M, D)
+        hidden = model.hidden(part.ids, part.context).squeeze(0).index_select(0, part.sources)  # (M, D)
         return model.logprobs(hidden, part.targets, self._config.temperature)
 
 

@@ -164,7 +164,7 @@ def next_tokens(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float
         states += model.further(hidden, part.ids, part.context)
     losses = []
     for state, targets in zip(states, part.depths, strict=True):
-        logprobs, _ = model.logprobs(state[0][targets.sources], targets.ids)
+        logprobs, _ = model.logprobs(state.squeeze(0).index_select(0, targets.sources), targets.ids)
         losses.append(-logprobs.sum() * targets.share)
     figures = {"next_loss": float(losses[0].detach())} if len(losses) > 1 else {}
     return torch.stack(losses).sum(), figures

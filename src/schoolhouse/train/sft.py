@@ -120,8 +120,8 @@ def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Pa
 
 def cross_entropy(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
     """Mean negative log-probability of the learnt tokens: the objective of `fit`."""
-    hidden = model.hidden(part.ids, part.context)[0]  # (N, D)
-    logprobs, _ = model.logprobs(hidden[part.sources], part.targets)
+    hidden = model.hidden(part.ids, part.context).squeeze(0)  # (N, D)
+    logprobs, _ = model.logprobs(hidden.index_select(0, part.sources), part.targets)
     return -logprobs.sum() * part.share, {}
 
 
