@@ -95,7 +95,8 @@ class _Tiled(torch.autograd.Function):
         choice, place = (torch.empty(sent, dtype=torch.int64) for _ in range(2))
         native.rows_by_expert(chosen.data_ptr(), sent, table.data_ptr(), count, choice.data_ptr(), place.data_ptr())
         ends, widths = table[:, 0].tolist(), table[:, 1].tolist()
-        held = sum(-(-w // FILL) * FILL * (end - start) for w, start, end in zip(widths, [0, *ends], ends, strict=False))
+        filled = [-(-width // FILL) * FILL for width in widths]
+        held = sum(w * (end - start) for w, start, end in zip(filled, [0, *ends], ends, strict=False))
         kept = x.new_empty(2 * held) if keep else None
         rows, out = x.new_empty(total, hidden), torch.empty_like(x)
         native.experts_forward(

@@ -40,7 +40,8 @@ class _TokenLogprobs(torch.autograd.Function):
         figures = [torch.empty(rows, dtype=torch.float32, device=hidden.device) for _ in range(3)]
         keep = any(ctx.needs_input_grad)
         held = hidden.new_empty(rows if keep else min(rows, BLOCK_ROWS), words)  # (N, V)
-        packed = PackedWeight(weight) if rows >= MANY_ROWS and can_pack(weight) and hidden.dtype == weight.dtype else None
+        packs = rows >= MANY_ROWS and hidden.dtype == weight.dtype and can_pack(weight)
+        packed = PackedWeight(weight) if packs else None
         for start in range(0, rows, BLOCK_ROWS):
             block = slice(start, min(start + BLOCK_ROWS, rows))
             logits = held[block] if keep else held[: block.stop - start]

@@ -63,7 +63,8 @@ class Matrix:
         rows = rows if rows.stride(-1) == 1 else rows.contiguous()
         count = len(rows)
         out = torch.empty(count, columns, dtype=x.dtype) if out is None else out
-        assert out.is_contiguous() and out.numel() == count * columns
+        assert out.is_contiguous()
+        assert out.numel() == count * columns
         laid = torch.empty(room(count, inner), dtype=x.dtype)
         if count:
             weight, scales, group, _, _, bits = self.words
