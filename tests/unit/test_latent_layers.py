@@ -254,6 +254,23 @@ def test_heads_see_what_they_would_see_one_by_one(monkeypatch, kernels_anew, hea
             assert torch.equal(one[0, 0], got[text, token])
 
 
+@pytest.mark.parametrize(("heads", "width", "rank"), [(8, 80, 64), (20, 48, 32)])
+@pytest.mark.parametrize("level", [None, "avx2"])
+def test_long_memories_are_seen_alike_however_threads_share_them(monkeypatch, kernels_anew, heads, width, rank, level):
+    if level:
+        monkeypatch.setenv(native.LEVEL, level)
+    q, held = draw(3, 2, heads, width), draw(3, 1, 2560, width, seed=1)
+    lengths, scoring = torch.tensor([2500, 1023, 1024]), Scoring(0.3)
+    unshared = look_at_latents(q, held, rank, lengths, scoring)  # two tokens a text
+    hidden = torch.arange(2560)[None, None] > (lengths[:, None] + torch.arange(2))[..., None]
+    bias = torch.zeros(3, 2, 2560).masked_fill(hidden, float("-inf"))
+    exact = attend(q.double(), held.double(), held[..., :rank].double(), bias.double(), scoring)
+    near(unshared, exact, attend(q, held, held[..., :rank], bias.bfloat16(), scoring))
+    for token in range(2):
+        shared = look_at_latents(q[:, token, None], held, rank, lengths + token, scoring)
+        assert torch.equal(shared[:, 0], unshared[:, token])
+
+
 @pytest.mark.parametrize("changes", [kind for name, kind in KINDS.items() if name != "dense"])
 @pytest.mark.parametrize("level", [None, "avx512", "avx2"])
 def test_a_mixture_in_one_call_chooses_and_gives_what_it_does_step_by_step(monkeypatch, kernels_anew, changes, level):

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "attention.h"
 #include "experts.h"
@@ -52,20 +53,62 @@ void multiply_heads(const bf16* x, long x_row, long x_head, const bf16* packed, 
 }
 
 // Where the cache holds latents: numbers from one text and token to the next.
-struct Held {
+struct Cache {
   bf16* first;
   long by_text, by_token;
 };
 
+// Room for the stretches of all texts, where threads share them: few texts of which one at least is long.
+class Parts {
+ public:
+  long most = 0;  // stretches of a text; 0 where none is shared
+
+  Parts(const int64_t* lengths, long texts, long tokens, long heads, long width, long depth)
+      : groups_(up(heads, ABREAST)), size_(Latents::part_size(depth)) {
+    const long longest = stretches(*std::max_element(lengths, lengths + texts) + 1);
+    if (longest == 1 || tokens > 1 || !Latents::takes(width, depth)) return;
+    if (texts * groups_ >= TURNS_A_THREAD * omp_get_max_threads()) return;
+    most = longest;
+    parts_.resize(texts * groups_ * most * size_);
+  }
+
+  float* of(long text, long group, long stretch) { return parts_.data() + ((text * groups_ + group) * most + stretch) * size_; }
+
+ private:
+  long groups_, size_;
+  std::vector<float> parts_;
+};
+
 // q (texts, tokens, heads, width) over each text's latents, of which a token sees those before it and its own, to out
 // (texts, tokens, heads, depth). The threads share it.
-WITH_TILES void look_at_latents(const bf16* q, const Held& held, const int64_t* lengths, bf16* out, long texts, long tokens,
-                                long heads, long width, long depth, float scale) {
+WITH_TILES void look_at_latents(const bf16* q, const Cache& held, const int64_t* lengths, bf16* out, long texts, long tokens,
+                                long heads, long width, long depth, float scale, Parts& parts) {
   const long groups = up(heads, ABREAST);
   const bool tiles = Latents::takes(width, depth);
   Latents latents;
   Room room;
   if (tiles) open_tiles();
+  if (parts.most) {
+    const long turn = omp_get_num_threads();  // stretches from one that a thread looks at to its next
+#pragma omp for schedule(dynamic, 1) collapse(3)
+    for (long b = 0; b < texts; b++)
+      for (long g = 0; g < groups; g++)
+        for (long p = 0; p < parts.most; p++) {
+          const long left = lengths[b] + 1 - p * STRETCH, count = std::min(left, STRETCH);
+          const bf16* own = held.first + b * held.by_text + p * STRETCH * held.by_token;
+          const bf16* following = left > turn * STRETCH ? own + turn * STRETCH * held.by_token : nullptr;
+          if (count > 0)
+            latents.stretch(q + (b * heads + g * ABREAST) * width, std::min(ABREAST, heads - g * ABREAST), own, held.by_token,
+                            count, following, parts.of(b, g, p), width, depth, scale);
+        }
+#pragma omp for schedule(static) collapse(2)
+    for (long b = 0; b < texts; b++)
+      for (long g = 0; g < groups; g++)
+        Latents::join(parts.of(b, g, 0), stretches(lengths[b] + 1), std::min(ABREAST, heads - g * ABREAST), depth,
+                      out + (b * heads + g * ABREAST) * depth);
+    close_tiles();
+    return;
+  }
   const long even = texts * groups / (TURNS_A_THREAD * omp_get_num_threads()), turn = even < 1 ? 1 : even;
 #pragma omp for schedule(dynamic, turn) collapse(2)
   for (long b = 0; b < texts; b++)
@@ -144,9 +187,9 @@ struct Looking {
     }
   }
 
-  void look(const Layer& layer) const {
+  void look(const Layer& layer, Parts& parts) const {
     look_at_latents(to.absorbed, {layer.held, by_text, by_token}, lengths, to.seen, s.texts, s.tokens, s.heads,
-                    s.rank + s.turning, s.rank, scale);
+                    s.rank + s.turning, s.rank, scale, parts);
   }
 
   // Sums of latents to sums of values, and out of all heads.
@@ -174,6 +217,7 @@ WITH_BF16 void decode_latent(const int64_t* sizes, const int64_t* layers, bf16* 
   const long all = s.texts * s.tokens, rows = up(all, ROOM) * ROOM;
   const Buffers to(s, rows, scratch);
   const Looking looking = {s, to, cosine, sine, lengths, by_text, by_token, all, latent_eps, scale};
+  Parts parts(lengths, s.texts, s.tokens, s.heads, s.rank + s.turning, s.rank);
 #pragma omp parallel
   {
     FeedForward feed(all, s.choices, s.width, s.inner, s.common_inner, to.rest);
@@ -184,7 +228,7 @@ WITH_BF16 void decode_latent(const int64_t* sizes, const int64_t* layers, bf16* 
       const Layer& layer = all_layers[l];
       looking.project(layer);
       looking.absorb(layer);
-      looking.look(layer);
+      looking.look(layer, parts);
       looking.emerge(layer);
 #pragma omp for schedule(static)
       for (long b = 0; b < all; b++) {
@@ -219,8 +263,9 @@ void head_products(const bf16* x, long x_row, long x_head, const bf16* packed, b
 // See `look_at_latents`; lengths: tokens that each text holds before these, which the cache holds, too.
 void look_latent(const bf16* q, bf16* held, long by_text, long by_token, const int64_t* lengths, bf16* out, long texts,
                  long tokens, long heads, long width, long depth, float scale) {
+  Parts parts(lengths, texts, tokens, heads, width, depth);
 #pragma omp parallel
-  look_at_latents(q, {held, by_text, by_token}, lengths, out, texts, tokens, heads, width, depth, scale);
+  look_at_latents(q, {held, by_text, by_token}, lengths, out, texts, tokens, heads, width, depth, scale, parts);
 }
 
 }  // extern "C"

@@ -7,7 +7,9 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "attention.h"
 #include "packed.h"
 #include "tiles.h"
 
@@ -26,33 +28,72 @@ class Latents {
     return tiles_allowed && width % 2 == 0 && width >= DEEP && depth % DEEP == 0;
   }
 
-  // q (heads, width), at most 16, over `count` latents (count, width), rows so far apart, to out (heads, depth). Latents are
-  // read up to a multiple of 32. following: others that come next, to be asked for, or null.
+  // Numbers of what is left of a stretch: of 16 heads the highest score, to base 2, the sum of shares, and sums of values.
+  static long part_size(long depth) { return (2 + depth) * TILE; }
+
+  // q (heads, width), at most 16, over `count` latents (count, width), rows so far apart, to out (heads, depth), in stretches
+  // if there are many. Latents are read up to a multiple of 32. following: others that come next, to be asked for, or null.
   WITH_TILES void look(const bf16* q, long heads, const bf16* held, long stride, long count, const bf16* following,
                        bf16* out, long width, long depth, float scale) {
+    const long all = stretches(count), size = part_size(depth);
+    float* parts = parts_(all * size);
+    for (long p = 0; p < all; p++) {
+      const bf16* own = held + p * STRETCH * stride;
+      stretch(q, heads, own, stride, std::min(count - p * STRETCH, STRETCH), p + 1 < all ? own + STRETCH * stride : following,
+              parts + p * size, width, depth, scale);
+    }
+    join(parts, all, heads, depth, out);
+  }
+
+  // The same over one stretch, to a part.
+  WITH_TILES void stretch(const bf16* q, long heads, const bf16* held, long stride, long count, const bf16* following,
+                          float* part, long width, long depth, float scale) {
     const long padded = up(count, DEEP) * DEEP;
     lay_room(padded, width, depth);
     score(q, heads, held, stride, padded, width);
-    take_shares(count, scale, following, stride, width);
+    take_shares(count, scale, following, stride, width, part);
+    sums_ = part + 2 * TILE;
     for (long s = 0; s < padded; s += VALUES) add_values(held, stride, s, std::min(padded - s, VALUES), count, depth);
-    for (long h = 0; h < heads; h++)
-      for (long d = 0; d < depth; d += LANES)
-        narrow(out + h * depth + d,
-               _mm512_mul_ps(_mm512_load_ps(sums_ + d * TILE + h * LANES), _mm512_set1_ps(inverse_[h])));
+  }
+
+  // All parts of a text to out (heads, depth).
+  WITH_BF16 static void join(const float* parts, long count, long heads, long depth, bf16* out) {
+    const long size = part_size(depth);
+    __m512 highest = _mm512_loadu_ps(parts), total = _mm512_setzero_ps();
+    for (long p = 1; p < count; p++) highest = _mm512_max_ps(highest, _mm512_loadu_ps(parts + p * size));
+    for (long p = 0; p < count; p++)
+      total = _mm512_fmadd_ps(weight_of(parts + p * size, highest), _mm512_loadu_ps(parts + p * size + TILE), total);
+    alignas(64) float weights[TILE];
+    std::vector<float> sums(heads * depth);
+    for (long p = 0; p < count; p++) {
+      _mm512_store_ps(weights, _mm512_div_ps(weight_of(parts + p * size, highest), total));
+      for (long h = 0; h < heads; h++)
+        for (long d = 0; d < depth; d += LANES) {
+          float* sum = sums.data() + h * depth + d;
+          const __m512 own = _mm512_loadu_ps(parts + p * size + 2 * TILE + d * TILE + h * LANES);
+          _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_set1_ps(weights[h]), own, _mm512_loadu_ps(sum)));
+        }
+    }
+    for (long i = 0; i < heads * depth; i += LANES) narrow(out + i, _mm512_loadu_ps(sums.data() + i));
   }
 
  private:
+  // What a part counts beside that with the highest scores.
+  WITH_BF16 static __m512 weight_of(const float* part, __m512 highest) {
+    return power_of_two(_mm512_sub_ps(_mm512_loadu_ps(part), highest));
+  }
+
   void lay_room(long padded, long width, long depth) {
     const long wide = up(width, DEEP) * DEEP;
     const long bytes = padded * TILE * (sizeof(float) + sizeof(bf16)) + VALUES * depth * sizeof(bf16) +
-                       wide * TILE * sizeof(bf16) + depth * TILE * sizeof(float);
+                       wide * TILE * sizeof(bf16);
     if (bytes > most_) {
       free(room_);
       most_ = 2 * bytes;
       room_ = (char*)aligned_alloc(64, up(most_, 64) * 64);
     }
-    scores_ = (float*)room_, sums_ = scores_ + padded * TILE;
-    shares_ = (bf16*)(sums_ + depth * TILE), queries_ = shares_ + padded * TILE, values_ = queries_ + wide * TILE;
+    scores_ = (float*)room_;
+    shares_ = (bf16*)(scores_ + padded * TILE), queries_ = shares_ + padded * TILE, values_ = queries_ + wide * TILE;
   }
 
   // Scores (tokens, 16). Where the width is no multiple of 32, the last step looks at some numbers again, times 0.
@@ -83,15 +124,16 @@ class Latents {
     }
   }
 
-  // Scores to shares, each the highest one's part, as tiles of 16 heads and 32 tokens; and one over their sums.
-  WITH_BF16 void take_shares(long count, float scale, const bf16* following, long stride, long width) {
+  // Scores to shares, each the highest one's part, as tiles of 16 heads and 32 tokens; the highest scores and the sums of
+  // shares go to a part.
+  WITH_BF16 void take_shares(long count, float scale, const bf16* following, long stride, long width, float* part) {
     constexpr long APART = 4;
     __m512 highest[APART], total[APART];
     for (long i = 0; i < APART; i++) highest[i] = _mm512_set1_ps(-INFINITY), total[i] = _mm512_setzero_ps();
     for (long s = 0; s < count; s++)
       highest[s % APART] = _mm512_max_ps(highest[s % APART], _mm512_load_ps(scores_ + s * TILE));
     const __m512 most = _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3]));
-    const __m512 by = _mm512_set1_ps(scale);
+    const __m512 by = _mm512_set1_ps(scale * 1.44269504f), top = _mm512_mul_ps(most, by);
     for (long s = 0; s < count; s += DEEP) {
       for (long i = s; i < s + DEEP && following; i++)
         for (long d = 0; d < width; d += LINE) __builtin_prefetch(following + i * stride + d, 0, 2);
@@ -100,7 +142,7 @@ class Latents {
 #pragma GCC unroll 4
         for (long j = i; j < i + APART; j++) {
           __m512 e = _mm512_setzero_ps();
-          if (s + j < count) e = share_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(scores_ + (s + j) * TILE), most), by));
+          if (s + j < count) e = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores_ + (s + j) * TILE), by, top));
           total[j % APART] = _mm512_add_ps(total[j % APART], e);
           x[j / TILE][j % TILE] = _mm512_castps_si512(e);
         }
@@ -110,8 +152,8 @@ class Latents {
         _mm512_store_si512((__m512i*)(shares_ + s * TILE + h * DEEP),
                            (__m512i)_mm512_cvtne2ps_pbh(_mm512_castsi512_ps(x[1][h]), _mm512_castsi512_ps(x[0][h])));
     }
-    const __m512 all = _mm512_add_ps(_mm512_add_ps(total[0], total[1]), _mm512_add_ps(total[2], total[3]));
-    _mm512_store_ps(inverse_, _mm512_div_ps(_mm512_set1_ps(1.0f), all));
+    _mm512_storeu_ps(part, top);
+    _mm512_storeu_ps(part + TILE, _mm512_add_ps(_mm512_add_ps(total[0], total[1]), _mm512_add_ps(total[2], total[3])));
   }
 
   // Adds the values of `tokens` from `first` on, each times its shares.
@@ -152,7 +194,7 @@ class Latents {
   long most_ = 0;
   float *scores_, *sums_;
   bf16 *shares_, *queries_, *values_;
-  alignas(64) float inverse_[TILE];
+  Held<float> parts_;
 };
 
 }  // namespace
