@@ -26,7 +26,7 @@ WITH_TILES void by_panels(const Panels& panels, const bf16* x, long x_stride, co
   const long even = up(n, TASKS_A_THREAD * omp_get_max_threads() * COLUMNS) * COLUMNS;
   const long group = even < GROUP ? even : GROUP;
   const long chunks = up(m * k, CACHED), chunk = up(up(m, chunks), BLOCK_ROWS) * BLOCK_ROWS;
-  const Passing passing = k <= NEAR && m > 2 * BLOCK_ROWS ? Passing::ROWS : Passing::NOTHING;
+  const Passing passing = k <= NEAR && m > BLOCK_ROWS ? Passing::ROWS : Passing::NOTHING;
   open_tiles();
   Sums sums[2];  // one is filled while the other leaves
   Leaving leaving;
