@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "along.h"
 #include "texts.h"
 
 namespace {
@@ -22,17 +23,25 @@ struct Turn {
   long text, first, last, head;
 };
 
+// 32 queries of a block from a column on, and some strips of keys that they see.
+struct Round {
+  long column;
+  const Strip* strips;
+  long count;
+};
+
 // What one thread holds: the keys and values of a turn, and one block of queries.
 struct Hold {
-  bf16 *keys, *values, *queries, *shares;
-  float *scores, *out, *highest, *total;
+  bf16 *keys, *values, *queries, *shares[2];
+  float *scores[2], *out, *highest, *total;
   std::vector<Strip> strips;
+  std::vector<Round> rounds;
 };
 
 long room_of(const Looks& f, long keys) {
   const long wide = whole(f.q.width), deep = whole(f.v.width);
-  return 2 * (keys * (wide + deep) + wide * QUERIES + ROUND * DEEP * DEEP) +
-         4 * (ROUND * DEEP * DEEP + QUERIES * (deep + 2)) + 64 * 8;
+  return 2 * (keys * (wide + deep) + wide * QUERIES + 2 * ROUND * DEEP * DEEP) +
+         4 * (2 * ROUND * DEEP * DEEP + QUERIES * (deep + 2)) + 64 * 10;
 }
 
 void lay_keys(const Looks& f, const Text& text, long count, long head, bool own, long& place, Hold& hold) {
@@ -42,14 +51,16 @@ void lay_keys(const Looks& f, const Text& text, long count, long head, bool own,
   place += whole(count);
 }
 
-// Scores of 16 queries with some strips to shares, as pairs of keys; what was summed before shrinks to the new highest.
-WITH_BF16 void take_shares(const Looks& f, const Strip* strips, long count, long block, long column, Hold& hold) {
+// Scores of 16 queries with some strips to shares, as pairs of keys; what was summed before, which is the first of the
+// products that come along, shrinks to the new highest.
+WITH_TILES void take_shares(const Looks& f, const Strip* strips, long count, long block, long column, const float* all_scores,
+                            bf16* all_shares, Hold& hold, Along& along) {
   const __m512 scale = _mm512_set1_ps(f.shape.scale * 1.44269504f);
   const __m512 before = _mm512_load_ps(hold.highest + column);
   const long query = block + column;
   __m512 most = _mm512_set1_ps(-INFINITY);
   for (long s = 0; s < count; s++) {
-    const float* scores = hold.scores + s * DEEP * DEEP + column % DEEP;
+    const float* scores = all_scores + s * DEEP * DEEP + column % DEEP;
     if (seen_wholly(strips[s], query)) {
       __m512 each[CHAINS];
 #pragma GCC unroll 4
@@ -66,8 +77,8 @@ WITH_BF16 void take_shares(const Looks& f, const Strip* strips, long count, long
   const __m512 shrink = power_of_two(_mm512_sub_ps(before, highest));
   __m512 even = _mm512_mul_ps(_mm512_load_ps(hold.total + column), shrink), odd = _mm512_setzero_ps();
   for (long s = 0; s < count; s++) {
-    const float* scores = hold.scores + s * DEEP * DEEP + column % DEEP;
-    bf16* shares = hold.shares + s * DEEP * DEEP + column % DEEP * BOTH;
+    const float* scores = all_scores + s * DEEP * DEEP + column % DEEP;
+    bf16* shares = all_shares + s * DEEP * DEEP + column % DEEP * BOTH;
     const bool all = seen_wholly(strips[s], query);
     for (long i = 0; i < DEEP; i += 2) {
       __m512 a = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * DEEP), scale, highest));
@@ -79,35 +90,57 @@ WITH_BF16 void take_shares(const Looks& f, const Strip* strips, long count, long
       even = _mm512_add_ps(even, a);
       odd = _mm512_add_ps(odd, b);
       _mm512_store_si512(shares + i * DEEP, pairs_of(a, b));
+      along.turn();
     }
   }
   _mm512_store_ps(hold.highest + column, highest);
   _mm512_store_ps(hold.total + column, _mm512_add_ps(even, odd));
   if (_mm512_cmp_ps_mask(before, highest, _CMP_NEQ_UQ) == 0) return;
+  along.until(1);
   for (long d = 0; d < whole(f.v.width); d++) {
     float* out = hold.out + d * QUERIES + column;
     _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), shrink));
   }
 }
 
+Task scores_of(const Looks& f, const Hold& hold, long number) {
+  const Round& round = hold.rounds[number];
+  const long wide = whole(f.q.width);
+  return {{hold.keys + round.strips->place * wide, wide, DEEP}, {hold.queries + round.column * BOTH, QUERIES * BOTH},
+          round.count * DEEP, wide / DEEP, hold.scores[number % 2], DEEP, false};
+}
+
+Task values_of(const Looks& f, const Hold& hold, long number) {
+  const Round& round = hold.rounds[number];
+  const long deep = whole(f.v.width);
+  return {{hold.values + round.strips->place * deep, DEEP, deep * DEEP}, {hold.shares[number % 2], DEEP * BOTH}, deep,
+          round.count, hold.out + round.column, QUERIES, true};
+}
+
 // A block of `count` queries of one head, the first of them number `block` of its text.
 WITH_BF16 void forward_block(const Looks& f, const Text& text, long block, long count, long head, Hold& hold) {
-  const long wide = whole(f.q.width), deep = whole(f.v.width), columns = whole(count), first = text.query + block;
+  const long deep = whole(f.v.width), columns = whole(count), first = text.query + block;
   lay_columns(rows_of(f.q, first, count, head), QUERIES, hold.queries);
   for (long i = 0; i < columns; i++) hold.highest[i] = -1e30f, hold.total[i] = 0;
   for (long i = 0; i < deep * QUERIES; i++) hold.out[i] = 0;
+  hold.rounds.clear();
   for (long column = 0; column < columns; column += DEEP) {
     const long all = strips_of(hold.strips.data(), hold.strips.size(), block, column);
-    for (long s = 0; s < all; s += ROUND) {
-      const Strip* strips = hold.strips.data() + s;
-      const long here = smaller(all - s, ROUND);
-      multiply({hold.keys + strips[0].place * wide, wide, DEEP}, {hold.queries + column * BOTH, QUERIES * BOTH},
-               here * DEEP, DEEP, wide / DEEP, hold.scores, DEEP, false);
-      take_shares(f, strips, here, block, column, hold);
-      take_shares(f, strips, here, block, column + LANES, hold);
-      multiply({hold.values + strips[0].place * deep, DEEP, deep * DEEP}, {hold.shares, DEEP * BOTH}, deep, DEEP, here,
-               hold.out + column, QUERIES, true);
+    for (long s = 0; s < all; s += ROUND) hold.rounds.push_back({column, hold.strips.data() + s, smaller(all - s, ROUND)});
+  }
+  const long last = hold.rounds.size();
+  for (long n = -1; n <= last; n++) {  // shares of a round, along with the values of the one before and the scores of the next
+    Along along;
+    if (n > 0) along.add(values_of(f, hold, n - 1));
+    if (n + 1 < last) along.add(scores_of(f, hold, n + 1));
+    if (n >= 0 && n < last) {
+      const Round& round = hold.rounds[n];
+      along.share_out(round.count * DEEP);
+      for (long half = 0; half < DEEP; half += LANES)
+        take_shares(f, round.strips, round.count, block, round.column + half, hold.scores[n % 2], hold.shares[n % 2], hold,
+                    along);
     }
+    along.finish();
   }
   for (long i = 0; i < count; i++) {
     if (f.logs) f.logs[head * f.shape.tokens + first + i] = hold.highest[i] + log2f(hold.total[i]);
@@ -126,8 +159,8 @@ void forward_turn(const Looks& f, const Turn& turn, Room& room, Hold& hold) {
   hold.keys = room.take<bf16>(keys * wide);
   hold.values = room.take<bf16>(keys * deep);
   hold.queries = room.take<bf16>(wide * QUERIES);
-  hold.shares = room.take<bf16>(ROUND * DEEP * DEEP);
-  hold.scores = room.take<float>(ROUND * DEEP * DEEP);
+  for (bf16*& shares : hold.shares) shares = room.take<bf16>(ROUND * DEEP * DEEP);
+  for (float*& scores : hold.scores) scores = room.take<float>(ROUND * DEEP * DEEP);
   hold.out = room.take<float>(deep * QUERIES);
   hold.highest = room.take<float>(QUERIES);
   hold.total = room.take<float>(QUERIES);
