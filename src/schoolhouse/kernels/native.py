@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +181,8 @@ def _compiled(compiler: str, more: tuple[str, ...]) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
     made = folder / f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not made.exists():
+        if sys.stderr.isatty():
+            sys.stderr.write("Kernels are being compiled for this processor, once: half a minute or less.\n")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(os.cpu_count()) as at_once:
             parts = [Path(scratch) / f"{path.stem}.o" for path in SOURCES if path.suffix == ".cpp"]
