@@ -1,8 +1,8 @@
-"""All layers of a Llama-like decoder for the new tokens of each text, in one call of C++.
+"""All layers of a Llama-like decoder in one call of C++, for prompts and for the new tokens of each text.
 
 Twelve operations a layer, each a call from Python and a meeting of all threads, cost as much as their arithmetic while
-few texts run. What the call does to a number is what the operations one by one would do; `Transformer.hidden` over a
-`DecodeContext` is the twin.
+few texts run. What a call does to a number is what the operations one by one would do; `Transformer.hidden` over a
+`PrefillContext` or a `DecodeContext` is the twin.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ struct Leaving {
   }
 };
 
-// What passes by the nearest cache (`TILELOADDT1`), so that what it meets again and again stays there: half of a product's
-// time, where the second cache is near and the unit is not slowed (docs/lab-log.md, 2026-11-27).
+// What passes by the nearest cache (`TILELOADDT1`), so that what it meets again and again stays there: a quarter of a
+// block's time (docs/lab-log.md, 2026-11-27).
 enum class Passing { NOTHING, ROWS, WEIGHTS };
 
 constexpr long NEAR = 640;  // numbers of each of 32 rows or columns that stay there, and leave room for what passes
