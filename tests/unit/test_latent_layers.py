@@ -271,6 +271,18 @@ def test_long_memories_are_seen_alike_however_threads_share_them(monkeypatch, ke
         assert torch.equal(shared[:, 0], unshared[:, token])
 
 
+@pytest.mark.parametrize("tokens", [40, 2100])
+@pytest.mark.parametrize("level", [None, "avx512", "avx2"])
+def test_what_is_no_number_is_not_hidden(monkeypatch, kernels_anew, tokens, level):
+    if level:
+        monkeypatch.setenv(native.LEVEL, level)
+    q, held = draw(1, 1, 8, 80), draw(1, 1, 2112, 80, seed=1)
+    q[0, 0, 5, 3] = float("nan")
+    out = look_at_latents(q, held, 64, torch.tensor([tokens]), Scoring(0.3))
+    assert out[0, 0, 5].isnan().all()
+    assert not out[0, 0, :5].isnan().any()
+
+
 @pytest.mark.parametrize("changes", [kind for name, kind in KINDS.items() if name != "dense"])
 @pytest.mark.parametrize("level", [None, "avx512", "avx2"])
 def test_a_mixture_in_one_call_chooses_and_gives_what_it_does_step_by_step(monkeypatch, kernels_anew, changes, level):

@@ -144,6 +144,15 @@ def test_large_scores_do_not_overflow(level):
     assert (got[0] - truth).abs().max() <= truth.abs().max() * 2**-7
 
 
+def test_what_is_no_number_is_not_hidden(level):
+    q, k, v = (draw(80, 2, 32, seed=i) for i in range(3))
+    q[70, 1, 3] = float("nan")
+    out = attend_layout(q, k, v, Layout([80]), Scoring(0.2))
+    assert out[70, 1].isnan().all()
+    assert not out[:70].isnan().any()
+    assert not out[70, 0].isnan().any()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_bits_are_the_same_with_any_number_of_threads(level, threads):
     sizes, before = ([75, 60, 0, 600], [[40, 3], [64, 64], [1, 9], [0, 5]]), torch.get_num_threads()

@@ -64,11 +64,11 @@ WITH_BF16 inline __m512 share_of(__m512 x) {
   return _mm512_mask_mov_ps(exponential(x), tiny, _mm512_setzero_ps());
 }
 
-// 2^x for x up to about 100, to about 3e-6 of itself; below -126 as if it were that. The polynomial is the best one of its
-// degree between 0 and 1; `scalef` takes the whole part of x by itself.
+// 2^x for x up to about 100, to about 3e-6 of itself; below -126 as if it were that, and no number for none. The polynomial is
+// the best one of its degree between 0 and 1; `scalef` takes the whole part of x by itself.
 WITH_BF16 inline __m512 power_of_two(__m512 x) {
   constexpr int DOWN = 1;  // what is left after rounding down
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // in this order what is no number stays none
   const __m512 r = _mm512_reduce_ps(x, DOWN);
   __m512 y = _mm512_set1_ps(1.35341704e-2f);
   const float terms[] = {5.20114636e-2f, 2.41442749e-1f, 6.93003838e-1f, 1.00000259f};
