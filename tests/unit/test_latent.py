@@ -34,6 +34,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 KEYS = 3 * 8
+CONTEXT = 20  # tokens of the texts
 
 
 def random_model(**changes):
@@ -51,7 +52,7 @@ def ids_of(rows=3, length=20, seed=0):
 
 
 def converted(model, rank, turning):
-    return latent.to_latent(model, latent.moments(model, ids_of(8).tolist()), rank, turning)
+    return latent.to_latent(model, latent.moments(model, ids_of(8).tolist()), rank, turning, CONTEXT)
 
 
 def divergence(model, reference, ids):
@@ -100,6 +101,19 @@ def test_what_carries_most_goes_on_turning():
             weight[1], weight[2] = 0.5 * weight[0], -2.0 * weight[0]
     assert divergence(converted(model, KEYS + 2, 8), model, ids_of()) < 1e-6
     assert divergence(converted(model, KEYS + 2, 4), model, ids_of()) > 1e-4
+
+
+def test_pairs_that_hardly_turn_within_the_context_are_the_first_to_stop():
+    model = random_model(rope_theta=1e6)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.weight.view(3, 2, 4, -1)[:, :, 3] *= 8.0  # a whole turn takes 200,000 tokens
+    everything = 2 * KEYS - 12 + 2
+    near, far = (
+        latent.to_latent(model, latent.moments(model, ids_of(8).tolist()), everything, 12, context)
+        for context in (CONTEXT, 1_000_000)
+    )
+    assert 10 * divergence(near, model, ids_of()) < divergence(far, model, ids_of())
 
 
 def test_the_cache_holds_latents_and_transformers_says_the_same(tmp_path):

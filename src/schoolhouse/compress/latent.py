@@ -5,10 +5,10 @@ values into one latent. Nothing is lost while all of it is kept; how much is, `t
 costs `train.distill` heals. The result is a DeepSeek V3 checkpoint without experts.
 
 How it is cut. Heads are mixed frequency by frequency so that the first few hold most of what keys carry, which rotary
-positions do not notice (TransMLA, arXiv 2502.07864: RoRoPE); pairs that carry least stop turning (MHA2MLA, arXiv
-2502.14837: partial RoPE); they and the values share one basis, balanced by their size (TransMLA: balanced keys and
-values). The norm over latents must do nothing at first: one latent, constant and far larger than the rest, keeps its
-denominator still.
+positions do not notice (TransMLA, arXiv 2502.07864: RoRoPE); pairs that lose least by it stop turning (MHA2MLA, arXiv
+2502.14837: partial RoPE), for many carry much and yet hardly turn within a text; they and the values share one basis,
+balanced by their size (TransMLA: balanced keys and values). The norm over latents must do nothing at first: one latent,
+constant and far larger than the rest, keeps its denominator still.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Config(StageConfig):
     texts: int = Field(128, ge=1)  # how many of its conversations
     rank: int = Field(ge=4, multiple_of=2)  # numbers of the latent, one of which is constant
     turning: int = Field(ge=2, multiple_of=2)  # numbers of the key that turns with the position
+    context: int | None = Field(None, ge=2)  # tokens of the texts it must tell places apart in; else of the longest shown
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
@@ -58,17 +59,20 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     check_shape(model.config, config.rank, config.turning)
     run.log.info(f"looking at {sum(map(len, texts)):,} tokens of {len(texts)} conversations")
-    latent = to_latent(model, moments(model, texts), config.rank, config.turning)
+    context = config.context or max(map(len, texts))
+    latent = to_latent(model, moments(model, texts), config.rank, config.turning, context)
     save_model(latent, out.path, like=source)
     before, after = (m.config.kv_bytes_per_token() for m in (model, latent))
     out.meta |= {
         "num_params": latent.config.num_params(),
         "cache_bytes_per_token": after,
         "source_cache_bytes_per_token": before,
+        "turns_within": context,
         "runtime": run.runtime.describe(),
     }
     run.log.info(
-        f"cache {after:,} bytes a token instead of {before:,} ({after / before:.0%}); let train.distill heal it"
+        f"cache {after:,} bytes a token instead of {before:,} ({after / before:.0%}); pairs turn that tell places apart "
+        f"within {context:,} tokens (`context`); let train.distill heal it"
     )
 
 
@@ -123,15 +127,16 @@ class _Heads:
 
     mix: Tensor  # (half, Hk, Hk): of each frequency the old heads (rows) in the new ones (columns)
     keys: Tensor  # (Hk, 2, half, D + 1), the new heads
-    worth: Tensor  # (half, Hk), the energy of each pair, times that of the queries that meet it
+    worth: Tensor  # (half, Hk), the energy of each pair, times that of the queries that meet it: what scores vary by
 
 
 @torch.no_grad()
-def to_latent(model: Transformer, seen: Sequence[Tensor], rank: int, turning: int) -> Transformer:
-    """The network with latent attention; seen: what `moments` gave."""
+def to_latent(model: Transformer, seen: Sequence[Tensor], rank: int, turning: int, context: int) -> Transformer:
+    """The network with latent attention; seen: what `moments` gave; context: tokens of the texts that it will read."""
     shape, state = model.config, model.state_dict()
     layers = [_mixed(state, i, shape, seen[i]) for i in range(shape.num_hidden_layers)]
     worth = torch.stack([heads.worth / heads.worth.sum() for heads in layers]).mean(0)
+    worth = worth * _turned(Rotary(shape).frequencies[FULL], context)[:, None].to(worth)
     counts = torch.zeros(shape.head_dim // 2, dtype=torch.int64)  # of each frequency, how many heads go on turning
     best = worth.flatten().topk(turning // 2).indices.cpu() // shape.num_key_value_heads
     counts += torch.bincount(best, minlength=len(counts))
@@ -144,6 +149,14 @@ def to_latent(model: Transformer, seen: Sequence[Tensor], rank: int, turning: in
     dtype = model.head_weight.dtype
     latent.load_state_dict({name: tensor.to(dtype).contiguous() for name, tensor in new.items()}, assign=True)
     return latent.eval()
+
+
+def _turned(frequencies: Tensor, context: int) -> Tensor:
+    """How much of a score a pair that stops turning gets wrong, 0 to 2: the mean of 1 - cos over distances of 1 to
+    `context` tokens, as many of them between 1 and 2 as between 100 and 200, since near ones are looked at most.
+    """
+    distances = torch.logspace(0, math.log2(context), 512, base=2, dtype=torch.float64)
+    return (1 - torch.cos(frequencies.double().cpu()[:, None] * distances)).mean(-1)
 
 
 def _projected(state: Mapping[str, Tensor], layer: int, name: str) -> Tensor:
