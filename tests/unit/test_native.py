@@ -225,8 +225,11 @@ def test_what_cannot_be_packed_is_known():
 @needs_kernels
 @pytest.mark.parametrize(
     ("kv_heads", "share", "width", "depth", "room"),
-    [(3, 3, 64, 64, 160), (1, 8, 80, 64, 96), (2, 2, 32, 48, 64), (1, 3, 64, 64, 2500)],
-)
+    [
+        (3, 3, 64, 64, 160), (1, 8, 80, 64, 96), (2, 2, 32, 48, 64), (1, 3, 64, 64, 2500), (2, 1, 64, 64, 70),
+        (2, 5, 64, 80, 100), (1, 12, 96, 32, 70), (1, 17, 64, 64, 70),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("cap", [None, 5.0])
 def test_one_token_looks_at_what_it_sees(kv_heads, share, width, depth, room, window, cap):
@@ -246,6 +249,20 @@ def test_one_token_looks_at_what_it_sees(kv_heads, share, width, depth, room, wi
         attend(q.double(), keys.double(), values.double(), bias.double(), scoring),
         attend(q, keys, values, bias.bfloat16(), scoring),
     )
+
+
+@needs_kernels
+@pytest.mark.parametrize("share", [1, 3])
+def test_one_token_does_not_look_beyond_its_text_and_hides_nothing_of_it(share):
+    q, keys, values = draw(2, 1, share, 64), draw(2, 1, 64, 64, seed=1), draw(2, 1, 64, 64, seed=2)
+    ends = torch.tensor([0, 0]), torch.tensor([17, 45])
+    for text, last in enumerate(ends[1].tolist()):
+        keys[text, :, last:], values[text, :, last:] = torch.nan, torch.inf
+    assert attend_one(q, keys, values, *ends, Scoring(0.125)).isfinite().all()
+    keys[0, 0, 9, 5], values[1, 0, 30, 7] = torch.nan, torch.nan
+    first, second = attend_one(q, keys, values, *ends, Scoring(0.125))
+    assert first.isnan().all()
+    assert second.isnan().sum() == share
 
 
 @needs_kernels

@@ -240,15 +240,18 @@ def _basis(rest: Tensor, values: Tensor, seen: Tensor, rank: int) -> tuple[Tenso
 
 def _still_norm(down: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, float]:
     """Rows (n, D + 1) behind a norm that does nothing: with a constant row, the norm's weight, and what is left to
-    divide by afterwards. Both are powers of two, which every number type holds.
+    divide by afterwards. Both are powers of two, which every number type holds, and what is left is nearly 1: behind
+    louder numbers would stand smaller weights, which the steps of an optimizer tear apart.
     """
     usual = math.sqrt(max(float(torch.einsum("nd,de,ne->", down, seen, down)), 1e-12))
     loud = 2.0 ** math.ceil(math.log2(LOUD * usual))
     constant = torch.zeros_like(down[:1])
     constant[0, -1] = loud
-    weight = down.new_full((len(down) + 1,), loud)
+    root = math.sqrt(len(down) + 1)
+    whole = 2.0 ** round(math.log2(root))
+    weight = down.new_full((len(down) + 1,), loud / whole)
     weight[-1] = 0.0
-    return torch.cat((down, constant)), weight, math.sqrt(len(down) + 1)
+    return torch.cat((down, constant)), weight, root / whole
 
 
 def _remembering(down: Tensor, key: Tensor, up: Tensor, latent: ModelConfig, seen: Tensor) -> dict[str, Tensor]:
@@ -270,7 +273,7 @@ def _asking(query: Tensor, latent: ModelConfig, seen: Tensor) -> dict[str, Tenso
     width = query.shape[1] - 1
     copy = torch.eye(width + 1, device=query.device)[:width]
     rows, weight, divide = _still_norm(torch.cat((copy, torch.zeros_like(copy[:1]))), seen)
-    weight[-1] = 1.0  # the constant, which is now the root of the width, carries the bias
+    weight[-1] = weight[0] / rows[-1, -1]  # the constant, which carries the bias, becomes as large as the rest does: 1
     up = torch.cat((query[:, :-1], torch.zeros_like(query[:, :1]), query[:, -1:]), dim=1) / divide
     return {
         "q_a_proj.weight": rows[:, :-1],

@@ -6,13 +6,15 @@
 
 #include <math.h>
 #include <omp.h>
+#include <string.h>
 
 #include "attention.h"
+#include "attention_tiles.h"
 
 namespace {
 
-constexpr long PAIRS = 32, CHUNK = 64, BLOCK = 64;
-constexpr long LINE = 32;  // numbers that memory hands over at once
+constexpr long PAIRS = 32, CHUNK = 64, BLOCK = 16;
+constexpr long TOGETHER = 4;  // queries whose sums are held at once
 
 // The sums of 16 registers, one a lane.
 WITH_BF16 inline __m512 sums_of(const __m512* x) {
@@ -31,56 +33,50 @@ WITH_BF16 inline __m512 sums_of(const __m512* x) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
 }
 
-// Asks for rows of 16-bit numbers before they are needed.
-inline void fetch(const bf16* rows, long stride, long count, long width) {
-  for (long s = 0; s < count; s++)
-    for (long d = 0; d < width; d += LINE) __builtin_prefetch(rows + s * stride + d, 0, 2);
-}
-
-// Adds the values of a block of tokens, each times its shares, to the sums of R queries, P registers of each.
-template <int R, int P>
-WITH_BF16 void add_some(float* sum, long depth, const float* shares, long padded, const bf16* values, long stride,
-                        long tokens) {
-  __m512 held[R][P];
+// Adds the values of a block of tokens, each times its shares, to the sums of R queries, 32 * W numbers of each: of every 32
+// those with even places, then those with odd ones, as they are widened without a shuffle. last: which of the last 32 there
+// are.
+template <int R, int W>
+WITH_BF16 void add_some(float* sum, long deep, const Shares& shares, const bf16* values, long stride, long tokens,
+                        __mmask32 last) {
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  __m512 held[R][2 * W];
 #pragma GCC unroll 4
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-    for (int p = 0; p < P; p++) held[i][p] = _mm512_loadu_ps(sum + i * depth + p * LANES);
+    for (int p = 0; p < 2 * W; p++) held[i][p] = _mm512_loadu_ps(sum + i * deep + p * LANES);
   for (long s = 0; s < tokens; s++) {
-    __m512 value[P];
-#pragma GCC unroll 4
-    for (int p = 0; p < P; p++) value[p] = widen(values + s * stride + p * LANES);
+    __m512 value[2 * W];
+#pragma GCC unroll 2
+    for (int w = 0; w < W; w++) {
+      const __m512i pairs = _mm512_maskz_loadu_epi16(w + 1 < W ? ~0u : last, values + s * stride + w * PAIRS);
+      value[2 * w] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+      value[2 * w + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < R; i++) {
-      const __m512 share = _mm512_set1_ps(shares[i * padded + s]);
+      const __m512 share = _mm512_set1_ps(shares.at[i * shares.apart + s * shares.step]);
 #pragma GCC unroll 4
-      for (int p = 0; p < P; p++) held[i][p] = _mm512_fmadd_ps(share, value[p], held[i][p]);
+      for (int p = 0; p < 2 * W; p++) held[i][p] = _mm512_fmadd_ps(share, value[p], held[i][p]);
     }
   }
 #pragma GCC unroll 4
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-    for (int p = 0; p < P; p++) _mm512_storeu_ps(sum + i * depth + p * LANES, held[i][p]);
+    for (int p = 0; p < 2 * W; p++) _mm512_storeu_ps(sum + i * deep + p * LANES, held[i][p]);
 }
 
+// The same for up to R of the queries that are left, and up to 64 numbers of each.
 template <int R>
-void add_parts(float* sum, long depth, const float* shares, long padded, const bf16* values, long stride, long tokens,
-               long parts) {
-  if (parts == CHUNK / LANES) return add_some<R, CHUNK / LANES>(sum, depth, shares, padded, values, stride, tokens);
-  for (long p = 0; p < parts; p++)
-    add_some<R, 1>(sum + p * LANES, depth, shares, padded, values + p * LANES, stride, tokens);
+void add_values(long queries, float* sum, long deep, const Shares& shares, const bf16* values, long stride, long tokens,
+                long depth) {
+  if (queries < R) return add_values<R - 1>(queries, sum, deep, shares, values, stride, tokens, depth);
+  const __mmask32 last = depth % PAIRS ? 0xffff : ~0u;
+  if (depth > PAIRS) add_some<R, 2>(sum, deep, shares, values, stride, tokens, last);
+  else add_some<R, 1>(sum, deep, shares, values, stride, tokens, last);
 }
-
-// The same for up to 4 of the queries that are left, and up to 64 numbers of each.
-void add_values(long queries, float* sum, long depth, const float* shares, long padded, const bf16* values, long stride,
-                long tokens, long parts) {
-  switch (queries) {
-    case 1: return add_parts<1>(sum, depth, shares, padded, values, stride, tokens, parts);
-    case 2: return add_parts<2>(sum, depth, shares, padded, values, stride, tokens, parts);
-    case 3: return add_parts<3>(sum, depth, shares, padded, values, stride, tokens, parts);
-    default: return add_parts<4>(sum, depth, shares, padded, values, stride, tokens, parts);
-  }
-}
+template <>
+void add_values<0>(long, float*, long, const Shares&, const bf16*, long, long, long) {}
 
 // Products of one query with 16 keys, of which the first `count` are there.
 WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long width, long count) {
@@ -105,11 +101,6 @@ WITH_BF16 __m512 scores_of(const bf16* q, const bf16* keys, long stride, long wi
   return sums_of(sum);
 }
 
-// Asks for the first keys of what is looked at next.
-inline void fetch_keys(const bf16* keys, long stride, long from, long tokens, long width) {
-  if (keys) fetch(keys + from * stride, stride, tokens, width);
-}
-
 // Scores of `share` queries, each `padded` numbers further; values are asked for meanwhile.
 WITH_BF16 void score_keys(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
                           float* scores, long padded, long share, long width, long depth, float scale, float cap) {
@@ -125,35 +116,64 @@ WITH_BF16 void score_keys(const bf16* q, const bf16* keys, long key_row, const b
     for (long s = 0; s < count; s++) scores[i * padded + s] = cap * tanhf(scores[i * padded + s] / cap);
 }
 
-// Sums of values times shares; keys that come next are asked for meanwhile.
-void sum_values(const float* shares, long padded, const bf16* values, long value_row, long count, const bf16* following,
-                long key_row, float* sums, long share, long width, long depth) {
-  for (long i = 0; i < share * depth; i++) sums[i] = 0;
-  for (long s = 0; s < count; s += BLOCK) {
-    const long tokens = count - s < BLOCK ? count - s : BLOCK;
-    fetch_keys(following, key_row, s, tokens, width);
-    for (long d = 0; d < depth; d += CHUNK) {
-      const long parts = (depth - d < CHUNK ? depth - d : CHUNK) / LANES;
-      for (long i = 0; i < share; i += 4)
-        add_values(share - i, sums + i * depth + d, depth, shares + i * padded + s, padded, values + s * value_row + d,
-                   value_row, tokens, parts);
-    }
-  }
-}
-
-}  // namespace
-
-void attend_stretch(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
-                    const bf16* following, float* out, long share, long width, long depth, float scale, float cap,
-                    Room& room) {
+// Shares of `count` tokens, and of each query the highest score and the sum of its shares.
+WITH_BF16 Shares shares_of(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                           long share, long width, long depth, float scale, float cap, float* ends, Room& room) {
+  if (scores_by_tiles(share, width))
+    return shares_by_tiles(q, keys, key_row, values, value_row, count, share, width, depth, scale, cap, ends, room);
   const long padded = (count + LANES - 1) / LANES * LANES;
   float* scores = room.scores(share * padded);
   score_keys(q, keys, key_row, values, value_row, count, scores, padded, share, width, depth, scale, cap);
   for (long i = 0; i < share; i++) {
     const Opened opened = open_shares(scores + i * padded, count);
-    out[share * depth + 2 * i] = opened.highest, out[share * depth + 2 * i + 1] = opened.total;
+    ends[2 * i] = opened.highest, ends[2 * i + 1] = opened.total;
   }
-  sum_values(scores, padded, values, value_row, count, following, key_row, out, share, width, depth);
+  return {scores, padded, 1};
+}
+
+// Even and odd ones of 32 numbers to their order.
+WITH_BF16 inline void in_order(const float* sums, __m512& first, __m512& second) {
+  const __m512 even = _mm512_loadu_ps(sums), odd = _mm512_loadu_ps(sums + LANES);
+  const __m512 low = _mm512_unpacklo_ps(even, odd), high = _mm512_unpackhi_ps(even, odd);
+  const __m512 a = _mm512_shuffle_f32x4(low, high, 0x44), b = _mm512_shuffle_f32x4(low, high, 0xee);
+  first = _mm512_shuffle_f32x4(a, a, 0xd8), second = _mm512_shuffle_f32x4(b, b, 0xd8);
+}
+
+// Sums of values times shares, 16 numbers of a query at once to `take(i, d, sums)`; keys that come next are asked for
+// meanwhile.
+template <class Take>
+WITH_BF16 void sum_values(const Shares& shares, const bf16* values, long value_row, long count, const bf16* following,
+                          long key_row, long share, long width, long depth, Room& room, const Take& take) {
+  const long deep = (depth + PAIRS - 1) / PAIRS * PAIRS;
+  float* sums = room.sums(share * deep);
+  memset(sums, 0, share * deep * sizeof(float));
+  for (long s = 0; s < count; s += BLOCK) {
+    const long tokens = count - s < BLOCK ? count - s : BLOCK;
+    if (following) fetch(following + s * key_row, key_row, tokens, width);
+    for (long d = 0; d < depth; d += CHUNK)
+      for (long i = 0; i < share; i += TOGETHER)
+        add_values<TOGETHER>(share - i, sums + i * deep + d, deep,
+                             {shares.at + i * shares.apart + s * shares.step, shares.apart, shares.step},
+                             values + s * value_row + d, value_row, tokens, depth - d < CHUNK ? depth - d : CHUNK);
+  }
+  for (long i = 0; i < share; i++)
+    for (long d = 0; d < depth; d += PAIRS) {
+      __m512 first, second;
+      in_order(sums + i * deep + d, first, second);
+      take(i, d, first);
+      if (d + LANES < depth) take(i, d + LANES, second);
+    }
+}
+
+}  // namespace
+
+WITH_BF16 void attend_stretch(const bf16* q, const bf16* keys, long key_row, const bf16* values, long value_row, long count,
+                              const bf16* following, float* out, long share, long width, long depth, float scale, float cap,
+                              Room& room) {
+  const Shares shares = shares_of(q, keys, key_row, values, value_row, count, share, width, depth, scale, cap,
+                                  out + share * depth, room);
+  sum_values(shares, values, value_row, count, following, key_row, share, width, depth, room,
+             [=](long i, long d, __m512 x) WITH_BF16 { _mm512_storeu_ps(out + i * depth + d, x); });
 }
 
 WITH_BF16 void join_stretches(const float* parts, long count, long share, long depth, bf16* out) {
@@ -187,13 +207,13 @@ WITH_BF16 void attend_rows(const bf16* q, const bf16* keys, long key_row, const 
     }
     return join_stretches(parts, all, share, depth, out);
   }
-  const long padded = (count + LANES - 1) / LANES * LANES;
-  float *scores = room.scores(share * padded), *sums = room.sums(share * depth);
-  score_keys(q, keys, key_row, values, value_row, count, scores, padded, share, width, depth, scale, cap);
-  for (long i = 0; i < share; i++) softmax(scores + i * padded, count);
-  sum_values(scores, padded, values, value_row, count, following, key_row, sums, share, width, depth);
-  for (long i = 0; i < share * depth; i += LANES)
-    _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums + i)));
+  float* ends = room.stretches(2 * share);
+  const Shares shares =
+      shares_of(q, keys, key_row, values, value_row, count, share, width, depth, scale, cap, ends, room);
+  sum_values(shares, values, value_row, count, following, key_row, share, width, depth, room,
+             [=](long i, long d, __m512 x) WITH_BF16 {
+               narrow(out + i * depth + d, _mm512_mul_ps(x, _mm512_set1_ps(1.0f / ends[2 * i + 1])));
+             });
 }
 
 extern "C" {

@@ -56,11 +56,26 @@ struct Road {
 // What a thread needs for it.
 struct Room {
   Held<float> scores, sums, factors, stretches;
+  Held<bf16> queries, rows;
   Held<int8_t> digits;
   Held<Part> parts;
 };
 
 namespace {
+
+constexpr long LINE_NUMBERS = 32;  // of 16 bits, that memory hands over at once
+
+// Asks for rows of 16-bit numbers before they are needed.
+inline void fetch(const bf16* rows, long stride, long count, long width) {
+  for (long s = 0; s < count; s++)
+    for (long d = 0; d < width; d += LINE_NUMBERS) __builtin_prefetch(rows + s * stride + d, 0, 2);
+}
+
+// Where the share of query i in token s lies: i * apart + s * step numbers behind.
+struct Shares {
+  const float* at;
+  long apart, step;
+};
 
 // Scores to e to the power of what they are above the highest; returns that and their sum. The room behind the last score is
 // filled up to 16.
