@@ -134,9 +134,7 @@ WITH_BF16 Shares shares_of(const bf16* q, const bf16* keys, long key_row, const 
 // Even and odd ones of 32 numbers to their order.
 WITH_BF16 inline void in_order(const float* sums, __m512& first, __m512& second) {
   const __m512 even = _mm512_loadu_ps(sums), odd = _mm512_loadu_ps(sums + LANES);
-  const __m512 low = _mm512_unpacklo_ps(even, odd), high = _mm512_unpackhi_ps(even, odd);
-  const __m512 a = _mm512_shuffle_f32x4(low, high, 0x44), b = _mm512_shuffle_f32x4(low, high, 0xee);
-  first = _mm512_shuffle_f32x4(a, a, 0xd8), second = _mm512_shuffle_f32x4(b, b, 0xd8);
+  in_turns(_mm512_unpacklo_ps(even, odd), _mm512_unpackhi_ps(even, odd), first, second);
 }
 
 // Sums of values times shares, 16 numbers of a query at once to `take(i, d, sums)`; keys that come next are asked for

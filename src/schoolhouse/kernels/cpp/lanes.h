@@ -89,6 +89,12 @@ WITH_BF16 inline __m512i side_by_side(__m512i x) {
 #endif
 }
 
+// What unpacking two registers left, to one row: four numbers of the one, four of the other, in turns.
+WITH_BF16 inline void in_turns(__m512 low, __m512 high, __m512& first, __m512& second) {
+  const __m512 a = _mm512_shuffle_f32x4(low, high, 0x44), b = _mm512_shuffle_f32x4(low, high, 0xee);
+  first = _mm512_shuffle_f32x4(a, a, 0xd8), second = _mm512_shuffle_f32x4(b, b, 0xd8);
+}
+
 // 16 rows of 16 pairs become columns.
 WITH_BF16 inline void turn_pairs(__m512i (&x)[16]) {
   __m512i y[16];

@@ -16,8 +16,19 @@
 namespace {
 
 constexpr long ABREAST = TILE;     // heads that look at a text's latents together
-constexpr long LINE = 32;          // numbers that memory hands over at once
+constexpr long ASKED = DEEP / 4;   // rows asked for while the scores, and while the shares of 32 tokens are made
 constexpr long VALUES = 8 * DEEP;  // tokens whose values are laid out at once
+
+// Rows that come next, asked for a few at a time: many at once would wait for one another.
+struct Following {
+  const bf16* rows;  // null: none
+  long stride, left, width;
+
+  void ask(long count) {
+    for (; rows && count && left; count--, left--, rows += stride)
+      for (long d = 0; d < width; d += LINE_NUMBERS) __builtin_prefetch(rows + d, 0, 2);
+  }
+};
 
 // One thread's room for it. Sums over tokens are made in their order, 32 at once: what lies behind a text counts nothing.
 class Latents {
@@ -50,8 +61,9 @@ class Latents {
                           float* part, long width, long depth, float scale) {
     const long padded = up(count, DEEP) * DEEP;
     lay_room(padded, width, depth);
+    following_ = {following, stride, padded, width};
     score(q, heads, held, stride, padded, width);
-    take_shares(count, scale, following, stride, width, part);
+    take_shares(count, scale, part);
     sums_ = part + 2 * TILE;
     for (long s = 0; s < padded; s += VALUES) add_values(held, stride, s, std::min(padded - s, VALUES), count, depth);
   }
@@ -68,10 +80,14 @@ class Latents {
     for (long p = 0; p < count; p++) {
       _mm512_store_ps(weights, _mm512_div_ps(weight_of(parts + p * size, highest), total));
       for (long h = 0; h < heads; h++)
-        for (long d = 0; d < depth; d += LANES) {
+        for (long d = 0; d < depth; d += DEEP) {
           float* sum = sums.data() + h * depth + d;
-          const __m512 own = _mm512_loadu_ps(parts + p * size + 2 * TILE + d * TILE + h * LANES);
-          _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_set1_ps(weights[h]), own, _mm512_loadu_ps(sum)));
+          const float* own = parts + p * size + 2 * TILE + d * TILE + h * LANES;
+          __m512 first, second;
+          in_turns(_mm512_loadu_ps(own), _mm512_loadu_ps(own + TILE * TILE), first, second);
+          const __m512 weight = _mm512_set1_ps(weights[h]);
+          _mm512_storeu_ps(sum, _mm512_fmadd_ps(weight, first, _mm512_loadu_ps(sum)));
+          _mm512_storeu_ps(sum + LANES, _mm512_fmadd_ps(weight, second, _mm512_loadu_ps(sum + LANES)));
         }
     }
     for (long i = 0; i < heads * depth; i += LANES) narrow(out + i, _mm512_loadu_ps(sums.data() + i));
@@ -109,6 +125,7 @@ class Latents {
       for (long i = 0; i < TILE; i++) _mm512_store_si512((__m512i*)(queries_ + j * TILE_NUMBERS + i * DEEP), x[i]);
     }
     for (long s = 0; s < padded; s += DEEP) {
+      following_.ask(ASKED);
       _tile_zero(0);
       _tile_zero(1);
       for (long j = 0; j < steps; j++) {
@@ -126,7 +143,7 @@ class Latents {
 
   // Scores to shares, each the highest one's part, as tiles of 16 heads and 32 tokens; the highest scores and the sums of
   // shares go to a part.
-  WITH_BF16 void take_shares(long count, float scale, const bf16* following, long stride, long width, float* part) {
+  WITH_BF16 void take_shares(long count, float scale, float* part) {
     constexpr long APART = 4;
     __m512 highest[APART], total[APART];
     for (long i = 0; i < APART; i++) highest[i] = _mm512_set1_ps(-INFINITY), total[i] = _mm512_setzero_ps();
@@ -135,8 +152,7 @@ class Latents {
     const __m512 most = _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3]));
     const __m512 by = _mm512_set1_ps(scale * 1.44269504f), top = _mm512_mul_ps(most, by);
     for (long s = 0; s < count; s += DEEP) {
-      for (long i = s; i < s + DEEP && following; i++)
-        for (long d = 0; d < width; d += LINE) __builtin_prefetch(following + i * stride + d, 0, 2);
+      following_.ask(ASKED);
       __m512i x[2][TILE];
       for (long i = 0; i < DEEP; i += APART)
 #pragma GCC unroll 4
@@ -160,12 +176,13 @@ class Latents {
   WITH_TILES void add_values(const bf16* held, long stride, long first, long tokens, long count, long depth) {
     for (long s = 0; s < tokens; s += 2) {
       const bf16* row = held + (first + s) * stride;
-      const __mmask16 one = first + s < count ? 0xffff : 0, two = first + s + 1 < count ? 0xffff : 0;
+      const __mmask32 one = first + s < count ? ~0u : 0, two = first + s + 1 < count ? ~0u : 0;
       bf16* to = values_ + s / DEEP * DEEP * depth + s % DEEP / 2 * DEEP;
-      for (long d = 0; d < depth; d += LANES) {
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(one, row + d));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(two, row + stride + d));
-        _mm512_store_si512((__m512i*)(to + d * DEEP), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+      following_.ask(1);
+      for (long d = 0; d < depth; d += DEEP) {
+        const __m512i low = _mm512_maskz_loadu_epi16(one, row + d), high = _mm512_maskz_loadu_epi16(two, row + stride + d);
+        _mm512_store_si512((__m512i*)(to + d * DEEP), _mm512_unpacklo_epi16(low, high));
+        _mm512_store_si512((__m512i*)(to + d * DEEP + TILE_NUMBERS), _mm512_unpackhi_epi16(low, high));
       }
     }
     for (long d = 0; d < depth; d += DEEP) {
@@ -195,6 +212,7 @@ class Latents {
   float *scores_, *sums_;
   bf16 *shares_, *queries_, *values_;
   Held<float> parts_;
+  Following following_;
 };
 
 }  // namespace
