@@ -4,9 +4,10 @@
 
 Random weights in bf16: SmolLM2-135M's shape (grouped queries), and the preset micro (latents, experts) with a context
 as long. Arithmetic counts the bytes that must be read (weights in use, what is remembered of each text; in training
-gradients and the optimizer's numbers, too) and the operations, and takes each at what this machine does with them in
-plain torch in the same run: a product of two long vectors, of two large matrices. A curve's first point gives its
-efficiency, which arithmetic keeps from there on. `steepness` is measured growth over the growth by arithmetic: 1 is
+gradients and the optimizer's numbers, too), the operations of products, and the exponentials of attention's scores, and
+takes each at what this machine does with them in plain torch in the same run: a product of two long vectors, of two
+large matrices, exponentials of what is in the cache. A curve's first point gives its efficiency, which arithmetic keeps
+from there on. `steepness` is measured growth over the growth by arithmetic: 1 is
 what arithmetic says, below it cost grows less. All points of a curve take turns in one process; medians count.
 """
 
@@ -46,10 +47,20 @@ TRAINING_BYTES = 38
 
 @dataclass(frozen=True)
 class Work:
-    """What one point of a curve must do, by arithmetic: bytes from memory, floating-point operations."""
+    """What one point of a curve must do, by arithmetic: bytes from memory, operations of products, exponentials."""
 
     bytes: float
     flops: float
+    exps: float
+
+    def seconds(self, speeds: dict[str, float]) -> float:
+        """At what the machine does a second, see `speeds_of_torch`."""
+        return sum(getattr(self, what) / speeds[f"{what}_a_second"] for what in ("bytes", "flops", "exps"))
+
+
+def scores(config: ModelConfig, tokens: float, memory: float) -> float:
+    """Scores of so many tokens that each look at a memory so long, in all heads and layers."""
+    return tokens * memory * config.num_attention_heads * config.num_hidden_layers
 
 
 def decoding(config: ModelConfig, texts: int, memory: int) -> Work:
@@ -58,8 +69,8 @@ def decoding(config: ModelConfig, texts: int, memory: int) -> Work:
     flops = texts * config.flops_per_token(0)
     m = config.mla
     widths = 2 * config.head_dim if m is None else 2 * m.kv_lora_rank + m.qk_rope_head_dim  # latents stay as they are
-    flops += 2 * texts * memory * config.num_attention_heads * widths * config.num_hidden_layers
-    return Work(2 * weights_used(config, texts) + held, flops)
+    seen = scores(config, texts, memory)
+    return Work(2 * weights_used(config, texts) + held, flops + 2 * seen * widths, seen)
 
 
 def weights_used(config: ModelConfig, tokens: int) -> float:
@@ -75,22 +86,29 @@ def weights_used(config: ModelConfig, tokens: int) -> float:
 def reading(config: ModelConfig, tokens: int) -> Work:
     """One prompt: a token sees half of it on average, and only the last one's logits are made."""
     flops = tokens * config.flops_per_token(tokens // 2, head=False) + 2 * config.vocab_size * config.hidden_size
-    return Work(2 * weights_used(config, tokens) + tokens * config.kv_bytes_per_token(), flops)
+    moved = 2 * weights_used(config, tokens) + tokens * config.kv_bytes_per_token()
+    return Work(moved, flops, scores(config, tokens, tokens / 2))
 
 
 def training(config: ModelConfig) -> Work:
-    """A step of TRAINED texts."""
+    """A step of TRAINED texts; scores are made once more on the way back."""
     flops = 3 * TRAINED * LENGTH * config.flops_per_token(LENGTH // 2)
-    return Work(TRAINING_BYTES * config.num_params(), flops)
+    return Work(TRAINING_BYTES * config.num_params(), flops, 2 * scores(config, TRAINED * LENGTH, LENGTH / 2))
 
 
 def speeds_of_torch() -> dict[str, float]:
-    """Bytes read a second and operations a second, by what torch has for them: best of a few."""
+    """Bytes read, operations of products, and exponentials a second, by what torch has for them: best of a few."""
     first, second = torch.ones(2, 1 << 27)  # 1 GiB
     matrix = torch.ones(2048, 2048, dtype=torch.bfloat16)
+    row, found = torch.rand(2, 1 << 17)  # 1 MiB
     read = min(clock(lambda: torch.dot(first, second))[0] for _ in range(8))
     multiplied = min(clock(lambda: matrix @ matrix)[0] for _ in range(20))
-    return {"bytes_a_second": 2 * 4 * len(first) / read, "flops_a_second": 2 * 2048**3 / multiplied}
+    raised = min(clock(lambda: torch.exp(row, out=found))[0] for _ in range(200))
+    return {
+        "bytes_a_second": 2 * 4 * len(first) / read,
+        "flops_a_second": 2 * 2048**3 / multiplied,
+        "exps_a_second": len(row) / raised,
+    }
 
 
 class Growth:
@@ -105,14 +123,13 @@ class Growth:
 
     def judge(self, panel: str, name: str, places: Sequence[int], took: Sequence[float], works: Sequence[Work]) -> None:
         """Keep one curve beside its arithmetic."""
-        least = [
-            work.bytes / self.speeds["bytes_a_second"] + work.flops / self.speeds["flops_a_second"] for work in works
-        ]
+        least = [work.seconds(self.speeds) for work in works]
         steepness = [(t / took[0]) / (bound / least[0]) for t, bound in zip(took, least, strict=True)]
         self.curves.append(
             {
                 "panel": panel, "name": name, "at": list(places), "seconds": list(took),
                 "gigabytes": [work.bytes / 1e9 for work in works], "gflop": [work.flops / 1e9 for work in works],
+                "exponentials": [work.exps for work in works],
                 "arithmetic_seconds": [took[0] * bound / least[0] for bound in least],
                 "grows": took[-1] / took[0], "by_arithmetic": least[-1] / least[0],
                 "steepness": steepness, "steepest": max(steepness), "efficiency": least[0] / took[0],

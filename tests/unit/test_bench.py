@@ -54,7 +54,9 @@ def test_arithmetic_of_growth():
     eight = growth.decoding(config, 8, 1024)
     assert eight.bytes - bare.bytes == 8 * 1024 * 30 * 2 * 3 * 64 * 2
     assert eight.flops - 8 * bare.flops == 8 * 1024 * 30 * 4 * 9 * 64
+    assert eight.exps == 8 * 1024 * 30 * 9
     assert growth.reading(config, 1024).flops > 2 * growth.reading(config, 512).flops
+    assert growth.reading(config, 1024).exps == 1024 * 512 * 30 * 9
     few, many = growth.mixture(8), growth.mixture(128)
     assert few.active_params() - many.active_params() == 7 * (8 - 128) * (512 + 1)  # the router's rows alone
     assert growth.training(many).bytes / growth.training(few).bytes == many.num_params() / few.num_params()
@@ -66,9 +68,11 @@ def test_arithmetic_of_growth():
 def test_steepness_is_one_where_cost_is_what_arithmetic_says(monkeypatch, capsys):
     import growth
 
-    monkeypatch.setattr(growth, "speeds_of_torch", lambda: {"bytes_a_second": 1e9, "flops_a_second": 1e12})
+    monkeypatch.setattr(
+        growth, "speeds_of_torch", lambda: {"bytes_a_second": 1e9, "flops_a_second": 1e12, "exps_a_second": 1e10}
+    )
     curves = growth.Growth(1)
-    works = [growth.Work(1e9, 1e12), growth.Work(2e9, 2e12), growth.Work(4e9, 0)]
+    works = [growth.Work(1e9, 1e12, 0), growth.Work(2e9, 1e12, 1e10), growth.Work(4e9, 0, 0)]
     curves.judge("context", "a name", [1, 2, 3], [4.0, 8.0, 16.0], works)
     (curve,) = curves.curves
     assert curve["steepness"] == [1.0, 1.0, 2.0]

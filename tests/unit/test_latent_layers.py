@@ -36,6 +36,8 @@ KINDS = {
     "two shared experts": {"n_shared_experts": 2},
     "none shared": {"n_shared_experts": 0, "first_k_dense_replace": 2},
     "dense": {"first_k_dense_replace": 3},
+    "biases": {"attention_bias": True},
+    "biases, queries without latents": {"attention_bias": True, "q_lora_rank": None},
     "halves turn": {"rope_interleave": False},
     "softmax": V2,
     "softmax in groups": {**V2, "topk_method": "group_limited_greedy", "n_routed_experts": 12},
@@ -63,6 +65,9 @@ def latent(**changes):
         bias = getattr(getattr(layer.mlp, "gate", None), "e_score_correction_bias", None)
         if bias is not None:
             bias.normal_(std=0.2, generator=torch.Generator().manual_seed(7))
+        for projection in layer.self_attn.children():
+            if getattr(projection, "bias", None) is not None:
+                projection.bias.data.normal_(generator=torch.Generator().manual_seed(8))
     return model.bfloat16()
 
 
@@ -137,7 +142,7 @@ def test_several_tokens_are_read_as_one_by_one_and_as_plain_torch_reads_them(mon
 @pytest.mark.parametrize(
     "other",
     [
-        {"attention_bias": True}, {"qk_rope_head_dim": 8}, {"v_head_dim": 24}, {"hidden_size": 88}, {"q_lora_rank": 40},
+        {"qk_rope_head_dim": 8}, {"v_head_dim": 24}, {"hidden_size": 88}, {"q_lora_rank": 40},
         {"first_k_dense_replace": 3, "hidden_act": "gelu"},
     ],
     ids=str,

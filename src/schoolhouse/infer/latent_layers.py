@@ -119,7 +119,9 @@ def _words(layer: DecoderLayer) -> list[int]:
     names = ("q_a_proj", "q_b_proj") if low else ("q_proj", None)
     projections = [getattr(attention, name) if name else None for name in (*names, "kv_a_proj_with_mqa", "o_proj")]
     matrices = [matrix_of(linear) if linear is not None else None for linear in projections]
+    biases = [_bias(projection) for projection in (projections[0] if low else None, *projections[2:])]
     words = [before, between, query, latent, 0, heads.keys.address, heads.values.address]
+    words += [bias.data_ptr() if bias is not None else 0 for bias in biases]
     for matrix in matrices:
         words += matrix.words if matrix is not None else NO_MATRIX
     own: tuple[int, ...] = NO_EXPERTS
@@ -162,7 +164,9 @@ def _bf16(linear: nn.Module) -> Matrix | None:
 
 
 def _is_known(model: Transformer) -> bool:
-    """Norm, latent attention, norm, gated feed-forward or experts, and nothing else."""
+    """Norm, latent attention, norm, gated feed-forward or experts, and nothing else; biases as DeepSeek's attention has
+    them.
+    """
     config, mla = model.config, model.config.mla
     if mla is None:
         return False
@@ -187,4 +191,10 @@ def _is_known_layer(layer: DecoderLayer) -> bool:
         return False
     common = feed.shared_experts if isinstance(feed, MixtureOfExperts) else feed
     gated = common is None or common.activation is nn.functional.silu
-    return gated and all(getattr(m, "bias", None) is None for m in layer.modules() if isinstance(m, nn.Linear))
+    return gated and all(_bias(m) is None for m in feed.modules())
+
+
+def _bias(module: nn.Module | None) -> Tensor | None:
+    """What a projection adds to all rows."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None

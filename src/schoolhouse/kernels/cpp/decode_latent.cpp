@@ -31,6 +31,7 @@ struct Layer {
   const bf16 *before, *between, *query_norm, *latent_norm;
   bf16* held;  // the cache's latents
   const bf16 *keys, *values;  // packed: of each head (rank, still) and (depth, rank)
+  const bf16 *query_bias, *latent_bias, *out_bias;  // null for none
   int64_t matrix[4][6];
   Feed feed;
 };
@@ -38,6 +39,10 @@ enum { QUERY, QUERY_UP, LATENT, OUT };
 
 Matrix matrix_of(const int64_t* w) {
   return {(const void*)w[0], (const float*)w[1], (long)w[2], (long)w[3], (long)w[4], (long)w[5]};
+}
+
+WITH_BF16 inline void add_bias(bf16* x, const bf16* bias, long width) {
+  if (bias) add_row(x, bias, width);
 }
 
 // Each head's own product of all rows: x (rows, heads, k), so far apart, to y (rows, heads, n). The threads share it.
@@ -163,8 +168,11 @@ struct Looking {
       multiply_rows(to.normed, s.width, matrix_of(layer.matrix[QUERY]), to.low, s.query_rank, all, to.laid);
 #pragma omp barrier
 #pragma omp for schedule(static)
-      for (long b = 0; b < all; b++)
-        norm_row(to.low + b * s.query_rank, layer.query_norm, to.low + b * s.query_rank, s.query_rank, eps, 0.0f);
+      for (long b = 0; b < all; b++) {
+        bf16* own = to.low + b * s.query_rank;
+        add_bias(own, layer.query_bias, s.query_rank);
+        norm_row(own, layer.query_norm, own, s.query_rank, eps, 0.0f);
+      }
       multiply_rows(to.low, s.query_rank, matrix_of(layer.matrix[QUERY_UP]), to.queries, whole, all, to.laid);
     }
 #pragma omp barrier
@@ -177,7 +185,9 @@ struct Looking {
                    s.still);
 #pragma omp for schedule(static)
     for (long b = 0; b < all; b++) {
-      const bf16 *c = cosine + b * half, *o = sine + b * half, *own = to.latent + b * wide;
+      const bf16 *c = cosine + b * half, *o = sine + b * half;
+      bf16* own = to.latent + b * wide;
+      add_bias(own, layer.latent_bias, wide);
       bf16* kept = layer.held + b / s.tokens * by_text + (lengths[b / s.tokens] + b % s.tokens) * by_token;
       norm_row(own, layer.latent_norm, kept, s.rank, eps, 0.0f);
       turn_pairs_of(own + s.rank, c, o, kept + s.rank, half, s.neighbours, false);
@@ -232,6 +242,7 @@ WITH_BF16 void decode_latent(const int64_t* sizes, const int64_t* layers, bf16* 
       looking.emerge(layer);
 #pragma omp for schedule(static)
       for (long b = 0; b < all; b++) {
+        add_bias(to.projected + b * s.width, layer.out_bias, s.width);
         add_row(x + b * s.width, to.projected + b * s.width, s.width);
         norm_row(x + b * s.width, layer.between, to.normed + b * s.width, s.width, eps, 0.0f);
       }
