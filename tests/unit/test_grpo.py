@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train import grpo, sft
 from schoolhouse.train.fit import even_cuts
-from schoolhouse.train.policy import group_advantages
+from schoolhouse.train.policy import METHODS, group_advantages
 from schoolhouse.train.rollout import Group, Rollouts, Sample
 
 
@@ -104,16 +105,18 @@ def test_the_reward_rises_where_the_right_answer_is_tried(starter, task, tmp_pat
     assert any("<answer>blue</answer>" in s["reply"] for s in samples)
 
 
-def reinforce(model, groups, advantages):
-    """Minus the advantage-weighted log-probability of every reply token, text by text, by the textbook."""
+def reinforce(model, groups, advantages, shares=None):
+    """Minus the advantage-weighted log-probability of every reply token, text by text, by the textbook. shares: what a
+    token of each reply weighs; all alike without them.
+    """
     total = torch.zeros(())
     count = sum(len(s.ids) for g in groups for s in g.samples)
-    for g, row in zip(groups, advantages, strict=True):
-        for s, advantage in zip(g.samples, row, strict=True):
+    for i, (g, row) in enumerate(zip(groups, advantages, strict=True)):
+        for j, (s, advantage) in enumerate(zip(g.samples, row, strict=True)):
             logits = model(torch.tensor([g.prompt + s.ids])).logits[0, len(g.prompt) - 1 : -1]
             logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(s.ids)[:, None])
-            total = total - advantage * logp.sum()
-    return total / count
+            total = total - advantage * logp.sum() * (1 / count if shares is None else shares[i][j])
+    return total
 
 
 def slopes(model, loss):
@@ -122,18 +125,28 @@ def slopes(model, loss):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def test_the_first_step_from_the_engines_own_samples_is_reinforce(task):
-    model = network(4, **LIVELY)
+def own_samples(model, scores):
+    """Groups of what the engine says, with these scores."""
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
     plans = [[Sampling(6, seed=10 * i + j, stop_ids=frozenset(range(40))) for j in range(3)] for i in range(2)]
     replies = Engine(model).generate(prompts, plans)
-    scores = [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]
-    groups = [
+    return [
         Group("t", "l", "q", "a", p, [
             Sample(c.ids, c.logprobs, c.finish_reason, "", score, {}) for c, score in zip(row, each, strict=True)
         ])
         for p, row, each in zip(prompts, replies, scores, strict=True)
     ]  # fmt: skip
+
+
+def near(got, wanted):
+    for name, slope in got.items():
+        scale = wanted[name].abs().max()
+        torch.testing.assert_close(slope / scale, wanted[name] / scale, rtol=0, atol=5e-5)
+
+
+def test_the_first_step_from_the_engines_own_samples_is_reinforce(task):
+    model, scores = network(4, **LIVELY), [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]
+    groups = own_samples(model, scores)
     advantages = group_advantages(torch.tensor(scores))
     count = sum(len(s.ids) for g in groups for s in g.samples)
     part = grpo.make_part(groups, advantages, count, 6, torch.device("cpu"))
@@ -141,10 +154,72 @@ def test_the_first_step_from_the_engines_own_samples_is_reinforce(task):
     assert float(loss.detach()) == pytest.approx(-float(part.advantages.mean()), abs=1e-5)
     assert figures["sampler_gap"] < 1e-5
     assert figures["clipped"] == 0
-    got, wanted = slopes(model, loss), slopes(model, reinforce(model, groups, advantages))
-    for name, slope in got.items():
-        scale = wanted[name].abs().max()
-        torch.testing.assert_close(slope / scale, wanted[name] / scale, rtol=0, atol=5e-5)
+    near(slopes(model, loss), slopes(model, reinforce(model, groups, advantages)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_first_step_is_reinforce_with_its_baseline_and_its_mean(starter, task, tmp_path, method):
+    model, scores = network(4, **LIVELY), [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]
+    groups = own_samples(model, scores)
+    source, _, config = rehearse(starter, task, tmp_path, model, method=method, group=3, learn=3, max_new_tokens=10)
+    (part,) = source.parts(groups)
+    loss, _ = grpo.GroupObjective(config, None)(model, part)
+    sizes = [[len(s.ids) for s in g.samples] for g in groups]
+    advantages = []
+    for row, lengths in zip(scores, sizes, strict=True):
+        worth = [r - max(0, n - 8) / 2 if method == "dapo" else r for r, n in zip(row, lengths, strict=True)]
+        others = [(sum(worth) - r) / 2 for r in worth]
+        deviation = torch.tensor(worth).std() + 1e-4 if method in ("grpo", "dapo", "gspo", "cispo") else 1.0
+        base = others if method == "rloo" else [sum(worth) / 3] * 3
+        advantages.append([(r - b) / deviation for r, b in zip(worth, base, strict=True)])
+    by_token, by_reply = 1 / sum(map(sum, sizes)), [[1 / n / 6 for n in row] for row in sizes]
+    kinds = {"grpo": by_reply, "gspo": by_reply, "dr-grpo": [[1 / 60] * 3] * 2}
+    near(
+        slopes(model, loss),
+        slopes(model, reinforce(model, groups, advantages, kinds.get(method, [[by_token] * 3] * 2))),
+    )
+
+
+def test_a_method_sets_what_is_not_set():
+    config = settings("boxes", method="gspo", clip_high=0.1)
+    assert (config.ratio, config.averaging, config.clip_low, config.clip_high) == ("reply", "reply", 3e-4, 0.1)
+    plain = grpo.Config(model="m", tasks=["boxes"])
+    assert (plain.ratio, plain.advantage, plain.learn) == ("token", "centred", 4)
+    for method, keys in METHODS.items():
+        made = grpo.Config(model="m", tasks=["boxes"], method=method)
+        assert {key: getattr(made, key) for key in keys} == keys
+
+
+def test_questions_are_asked_anew_until_all_groups_can_teach(starter, task, tmp_path):
+    source, _, config = rehearse(starter, task, tmp_path, group=2, refill=6)
+    batch = source.batch(0)
+    asked = sorted(path.name for path in (tmp_path / "scratch" / "rollouts").iterdir())
+    assert {"000000.json", "000000-1.json"} <= set(asked)
+    assert batch.figures["signal_groups"] >= config.prompts == 4
+    assert batch.figures["groups"] == 4 * len(asked)
+    assert sum(len(part.prompts) for part in itertools.chain(*batch.updates)) == 4
+    again, _, _ = rehearse(starter, task, tmp_path, network(8, **LIVELY), group=2, refill=6)
+    assert again.batch(0).figures == batch.figures
+    assert again.state() == source.state()
+
+
+def test_what_a_quantized_or_late_sampler_says_is_weighed_anew(starter, task, tmp_path):
+    model = network(4, **LIVELY)
+    right, off = own_samples(model, [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]), 1.5
+    late = [replace(g, samples=[replace(s, logprobs=[p - off for p in s.logprobs]) for s in g.samples]) for g in right]
+    losses = {}
+    for kind in ("none", "truncate", "mask"):
+        source, _, config = rehearse(starter, task, tmp_path / kind, model, group=3, correction=kind)
+        objective = grpo.GroupObjective(config, None)
+        for name, groups in (("right", right), ("late", late)):
+            (part,) = source.parts(groups)
+            loss, figures = objective(model, objective.corrected(model, part))
+            losses[kind, name] = float(loss.detach())
+    assert losses["truncate", "right"] == pytest.approx(losses["none", "right"], abs=1e-5)
+    assert losses["truncate", "late"] == pytest.approx(2 * losses["truncate", "right"], abs=1e-5)  # e^1.5 is above 2
+    assert losses["mask", "late"] == 0.0
+    assert figures["sampler_gap"] == pytest.approx(1.0)
+    assert figures["moved"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_parts_add_up_to_the_batch_and_groups_without_signal_are_left_out(starter, task, tmp_path):
@@ -265,6 +340,8 @@ def test_numbers_that_do_not_fit_are_found_before_the_start(task):
         grpo.check(settings("boxs"))
     with pytest.raises(RecipeError, match="one number above 0 for each of the 1 tasks"):
         grpo.check(settings(task, weights=[1.0, 2.0]))
+    with pytest.raises(RecipeError, match="the lower is below 1"):
+        grpo.check(settings(task, bounds=(1.5, 2.0)))
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=20), st.integers(64, 1200))

@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
+from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.native import status
@@ -35,13 +36,21 @@ from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.ladder import Ladder
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.policy import (
+    METHODS,
+    Advantage,
+    Averaging,
+    Distance,
+    Ratio,
     aggregate,
     clipped_share,
     group_advantages,
     has_signal,
     kl_penalty,
+    mismatch_weight,
     most_telling,
+    overlong_penalty,
     policy_loss,
+    reply_means,
 )
 from schoolhouse.train.result import keep_model, training_bytes
 from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots
@@ -71,19 +80,35 @@ class Config(StageConfig):
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=112, ge=8)
     level_up: float = Field(default=0.7, gt=0, le=1)
-    advantage: Literal["centred", "scaled"] = "centred"
-    per_reply: bool = False  # average within each reply first, as the first GRPO; else every token weighs the same
+    method: Literal["grpo", "dapo", "dr-grpo", "rloo", "gspo", "cispo"] | None = None  # sets what is not set below
+    advantage: Advantage = "centred"  # beside the group's mean, the same `scaled` by its deviation, or the others' mean
+    ratio: Ratio = "token"  # to what sampled, clipped: of each token, of a whole `reply`, or a token's `weight` alone
+    averaging: Averaging = "token"  # every token weighs the same, every `reply` does, or a sum over a `constant`
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.28, gt=0)
     kl: float = Field(default=0.0, ge=0)  # weight of the distance to the model that the stage starts from
+    distance: Distance = "k3"  # how that is estimated
+    correction: Literal["none", "truncate", "mask"] = "none"  # of what sampler and learner differ by, token by token
+    bounds: tuple[float, float] = (0.5, 2.0)  # of it: how many times as likely a token may be to the learner
+    overlong: float = Field(default=0.0, ge=0, le=1)  # last share of max_new_tokens, where reward falls by up to 1
+    refill: int = Field(default=0, ge=0)  # times that questions are asked anew until all groups of a step can teach
     learn_truncated: bool = False  # learn from replies that were cut off, too
     part_tokens: int = Field(default=2304, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_method(cls, given: Any) -> Any:
+        return METHODS.get(str(given.get("method")), {}) | given if isinstance(given, dict) else given
 
 
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    if not 0 <= config.bounds[0] < 1 < config.bounds[1]:
+        raise RecipeError(
+            f"bounds is {list(config.bounds)}: the lower is below 1, where both agree, the upper above it."
+        )
 
 
 def fingerprint(config: Config) -> str:
@@ -108,12 +133,13 @@ class Part:
     context: Packed
     sources: Tensor  # (M,) where each reply token is predicted from
     targets: Tensor  # (M,)
-    old_logprobs: Tensor  # (M,) float32, the sampler's
+    old_logprobs: Tensor  # (M,) float32, the sampler's; the learner's own before it moves where they are corrected
     advantages: Tensor  # (M,) float32, 0 for replies that are not learnt from
     prompts: Sequence[int]  # tokens of each
     lengths: Tensor  # tokens of each reply
     batch_tokens: int  # reply tokens of the whole batch
     batch_replies: int
+    weights: Tensor | None = None  # (M,) float32, see `policy.mismatch_weight`
 
     @property
     def texts(self) -> list[int]:
@@ -165,25 +191,40 @@ class GroupObjective:
         """See `fit.Objective`."""
         config = self._config
         logprobs, entropy = self._logprobs(model, part)
-        losses = policy_loss(
-            logprobs, part.old_logprobs, part.advantages, clip_low=config.clip_low, clip_high=config.clip_high
-        )
-        clipped = clipped_share(
-            logprobs.detach(), part.old_logprobs, part.advantages, config.clip_low, config.clip_high
-        )
-        gap = (logprobs.detach() - part.old_logprobs).abs().sum()
-        figures = {"entropy": float(entropy.sum()), "clipped": float(clipped), "sampler_gap": float(gap)}
+        log_ratio = logprobs - part.old_logprobs
+        gap = log_ratio.detach().abs().sum()
+        if config.ratio == "reply":
+            log_ratio = reply_means(log_ratio, part.lengths)
+        how: Any = {"kind": config.ratio, "clip_low": config.clip_low, "clip_high": config.clip_high}
+        losses = policy_loss(logprobs, log_ratio, part.advantages, **how)
+        clipped = clipped_share(log_ratio.detach(), part.advantages, **how)
+        figures = {"entropy": float(entropy.sum()), "clipped": float(clipped)}
+        if part.weights is None:
+            figures["sampler_gap"] = float(gap)
+        else:
+            losses = losses * part.weights
+            figures |= {"moved": float(gap), "sampler_gap": float((part.weights - 1).abs().sum())}
         if self._reference is not None:
             with torch.no_grad():
                 reference, _ = self._logprobs(self._reference, part)
-            penalty = kl_penalty(logprobs, reference)
+            penalty = kl_penalty(logprobs, reference, config.distance, log_ratio)
             losses = losses + config.kl * penalty
             figures["kl"] = float(penalty.detach().sum())
         figures = {name: value / part.batch_tokens for name, value in figures.items()}
         loss = aggregate(
-            losses, part.lengths, total_tokens=part.batch_tokens, replies=part.batch_replies, per_reply=config.per_reply
-        )
+            losses, part.lengths, total_tokens=part.batch_tokens, replies=part.batch_replies,
+            longest=config.max_new_tokens, by=config.averaging,
+        )  # fmt: skip
         return loss, figures
+
+    def corrected(self, model: Transformer, part: Part) -> Part:
+        """The part with the learner's log-probabilities before it moves and weights for what the sampler differs by."""
+        if self._config.correction == "none":
+            return part
+        with torch.no_grad():
+            own, _ = self._logprobs(model, part)
+        weights = mismatch_weight(own - part.old_logprobs, self._config.correction, self._config.bounds)
+        return replace(part, old_logprobs=own, weights=weights)
 
     def _logprobs(self, model: Transformer, part: Part) -> tuple[Tensor, Tensor]:
         hidden = model.hidden(part.ids, part.context).squeeze(0).index_select(0, part.sources)  # (M, D)
@@ -194,27 +235,49 @@ class Rehearsal:
     """The source of batches: asks the policy, and keeps the ladders."""
 
     def __init__(
-        self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
-    ) -> None:
-        self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
+        self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run,
+        correct: Callable[[Part], Part] = lambda part: part,
+    ) -> None:  # fmt: skip
+        """correct: see `GroupObjective.corrected`."""
+        self._config, self._chat, self._tasks, self._run, self._correct = config, chat, tasks, run, correct
         self._sampler = Sampler(config, model, chat, tasks, run)
         self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
         self._has_trimmed_samples = False
 
     def batch(self, step: int) -> Batch:
         """Sample, judge, and cut the groups that can teach into parts."""
-        rollouts = self._sampler.rollouts(step, self._level)
-        for group in rollouts.groups:
-            self.ladders[group.task].record(group.level, [s.parts.get("answer", 0.0) for s in group.samples])
+        rollouts = self._asked(step)
         self._keep_samples(step, rollouts.groups)
-        rewards = torch.tensor([g.rewards for g in rollouts.groups])  # (P, G)
+        rewards = self._rewards(rollouts.groups)
         signal = has_signal(rewards)
         lessons = [g.only(keep) for g, keep in zip(rollouts.groups, self._picked(rewards), strict=True)]
-        lessons = [g for g, teaches in zip(lessons, signal.tolist(), strict=True) if teaches]
+        lessons = [g for g, teaches in zip(lessons, signal.tolist(), strict=True) if teaches][: self._config.prompts]
         shares = [lessons[i :: self._config.updates] for i in range(self._config.updates)]
-        updates = [self.parts(share) for share in shares if share]
+        updates = [[self._correct(part) for part in self.parts(share)] for share in shares if share]
         tokens = sum(len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in lessons)
         return Batch(updates, tokens, self._figures(rollouts, int(signal.sum())), SHOWN)
+
+    def _asked(self, step: int) -> Rollouts:
+        """Groups of one step; those that cannot teach are made up for by others. The ladders hear of all."""
+        groups: list[Group] = []
+        seconds = 0.0
+        for attempt in range(1 + self._config.refill):
+            found = self._sampler.rollouts(step, self._level, attempt)
+            for group in found.groups:
+                self.ladders[group.task].record(group.level, [s.parts.get("answer", 0.0) for s in group.samples])
+            groups, seconds = groups + found.groups, seconds + found.seconds
+            if int(has_signal(self._rewards(groups)).sum()) >= self._config.prompts:
+                break
+        return Rollouts(groups, seconds)
+
+    def _rewards(self, groups: Sequence[Group]) -> Tensor:
+        """(P, G): what the judge said, less what long replies cost."""
+        rewards = torch.tensor([g.rewards for g in groups])
+        most = self._config.max_new_tokens
+        margin = int(self._config.overlong * most)
+        if not margin:
+            return rewards
+        return rewards - overlong_penalty(torch.tensor([[len(s.ids) for s in g.samples] for g in groups]), most, margin)
 
     def _level(self, task: str, rng: random.Random) -> str:
         return self.ladders[task].draw(rng)
@@ -227,8 +290,7 @@ class Rehearsal:
 
     def parts(self, groups: Sequence[Group]) -> list[Part]:
         """Groups of like length together, up to `part_tokens`."""
-        rewards = torch.tensor([g.rewards for g in groups])
-        advantages = group_advantages(rewards, scale=self._config.advantage == "scaled")
+        advantages = group_advantages(self._rewards(groups), self._config.advantage)
         if not self._config.learn_truncated:
             advantages *= torch.tensor([[s.finish_reason == "stop" for s in g.samples] for g in groups])
         sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
@@ -295,9 +357,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
     run.log.info(f"kernels for replies: {status()}")
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
-    rehearsal = Rehearsal(config, model, chat, tasks, run)
+    objective = GroupObjective(config, reference)
+    rehearsal = Rehearsal(config, model, chat, tasks, run, lambda part: objective.corrected(model, part))
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
-    steps = fit(model, rehearsal, GroupObjective(config, reference), optimizer, course, run)
+    steps = fit(model, rehearsal, objective, optimizer, course, run)
     keep_model(model, source, steps, run, out)
     if (run.scratch / SAMPLES).exists():
         shutil.copyfile(run.scratch / SAMPLES, out.path / SAMPLES)

@@ -148,19 +148,23 @@ class Sampler:
         self._engine = Engine(model, slots(config))
         self._folder = run.scratch / "rollouts"
 
-    def rollouts(self, step: int, level_of: Callable[[str, random.Random], str]) -> Rollouts:
-        """From disk where they lie there already, else from the model. level_of: draws a level of a task."""
-        path = self._folder / f"{step:06d}.json"
+    def rollouts(self, step: int, level_of: Callable[[str, random.Random], str], attempt: int = 0) -> Rollouts:
+        """From disk where they lie there already, else from the model. level_of: draws a level of a task; attempt: how
+        often the step has asked before.
+        """
+        again = f"-{attempt}" if attempt else ""
+        path = self._folder / f"{step:06d}{again}.json"
         if path.exists():
             return Rollouts.load(path)
-        rng = random.Random(f"{self._run.seed}/grpo/{step}")
+        rng = random.Random(f"{self._run.seed}/grpo/{step}{again}")
         examples = [self._draw(rng, level_of) for _ in range(self._config.prompts)]
         samplings = [[self._sampling(rng) for _ in range(self._config.group)] for _ in examples]
         with self._run.meter.phase("rollout"):
             rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
         self._engine.forget()
         rollouts.save(path)
-        (self._folder / f"{step - KEPT:06d}.json").unlink(missing_ok=True)
+        for old in self._folder.glob(f"{step - KEPT:06d}*.json"):
+            old.unlink()
         tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
         self._run.meter.add(tokens=tokens, flops=tokens * self._engine.model.config.flops_per_token(0))
         return rollouts
