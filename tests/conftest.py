@@ -45,3 +45,27 @@ def threads_back():
 def plain_kernels(monkeypatch, kernels_anew):
     """Plain torch, as where there is no compiler or a processor that the C++ is not for."""
     monkeypatch.setenv("SCHOOLHOUSE_KERNELS", "plain")
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory):
+    """Questions whose answer is blue, as a recipe writes them."""
+    from school import write_colours
+
+    return write_colours(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory):
+    """A pupil that knows the form of a reply and says red or blue, one as likely as the other."""
+    from school import QUESTIONS, artifact, conversation, draft, fp32_run, write_bytes, write_data, write_pupil
+    from schoolhouse.tasks.task import SYSTEM_THINKING
+    from schoolhouse.train import sft
+
+    folder = tmp_path_factory.mktemp("starter")
+    base = artifact(write_bytes(write_pupil(folder / "base")))
+    rows = [conversation(q, colour, SYSTEM_THINKING) for q in QUESTIONS for colour in ("red", "blue")]
+    config = sft.Config(model="base", data="rows", epochs=120, batch=16, lr=1e-2)
+    out = draft(folder / "out")
+    sft.run(config, {"base": base, "rows": write_data(folder / "rows", rows)}, fp32_run(folder), out)
+    return artifact(out.path)

@@ -42,6 +42,7 @@ STAGES: Mapping[str, str] = {
     "train.pretrain": "schoolhouse.train.pretrain",
     "train.sft": "schoolhouse.train.sft",
     "train.grpo": "schoolhouse.train.grpo",
+    "train.sample": "schoolhouse.train.sample",
     "train.distill": "schoolhouse.train.distill",
     "compress.prune": "schoolhouse.compress.prune",
     "compress.latent": "schoolhouse.compress.latent",

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from school import (
     LIVELY,
-    QUESTIONS,
-    artifact,
-    conversation,
     draft,
     fp32_run,
     metrics,
     network,
-    write_bytes,
-    write_colours,
-    write_data,
-    write_pupil,
 )
 from schoolhouse.core.errors import RecipeError, Stopped, TaskError
 from schoolhouse.core.run import Run
@@ -29,29 +22,11 @@ from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import load_tasks
-from schoolhouse.tasks.task import SYSTEM_THINKING
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.train import grpo, sft
+from schoolhouse.train import grpo
 from schoolhouse.train.fit import even_cuts
 from schoolhouse.train.policy import METHODS, group_advantages
 from schoolhouse.train.rollout import Group, Rollouts, Sample
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    return write_colours(tmp_path_factory.mktemp("task"))
-
-
-@pytest.fixture(scope="module")
-def starter(tmp_path_factory):
-    """A pupil that knows the form of a reply and says red or blue, one as likely as the other."""
-    folder = tmp_path_factory.mktemp("starter")
-    base = artifact(write_bytes(write_pupil(folder / "base")))
-    rows = [conversation(q, colour, SYSTEM_THINKING) for q in QUESTIONS for colour in ("red", "blue")]
-    config = sft.Config(model="base", data="rows", epochs=120, batch=16, lr=1e-2)
-    out = draft(folder / "out")
-    sft.run(config, {"base": base, "rows": write_data(folder / "rows", rows)}, fp32_run(folder), out)
-    return artifact(out.path)
 
 
 def settings(task, **changes):
