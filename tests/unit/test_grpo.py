@@ -165,6 +165,17 @@ def test_a_method_sets_what_is_not_set():
         assert {key: getattr(made, key) for key in keys} == keys
 
 
+def test_reasoning_in_the_wanted_language_is_worth_more(starter, task, tmp_path):
+    english, german = "<think>the blue box is on top</think>", "<think>die blaue Kiste steht ganz oben</think>"
+    source, _, _ = rehearse(starter, task, tmp_path, group=2, language="en", language_reward=0.25)
+    (plain,) = [group([1, 2], [[3], [4]], [1.0, 1.0])]
+    plain = replace(plain, samples=[replace(s, text=t) for s, t in zip(plain.samples, (english, german), strict=True)])
+    assert source._rewards([plain]).tolist() == [[1.25, 1.0]]
+    (part,) = source.parts([plain])
+    assert part.advantages.tolist() == [0.125, -0.125]
+    assert source.batch(0).figures["language"] == 1.0
+
+
 def test_questions_are_asked_anew_until_all_groups_can_teach(starter, task, tmp_path):
     source, _, config = rehearse(starter, task, tmp_path, group=2, refill=6)
     batch = source.batch(0)

@@ -91,6 +91,15 @@ def test_every_reply_is_counted_by_why_it_was_left_out():
     assert [row.messages[-1].content for row in harvest.kept] == ["one", "two"]
 
 
+def test_replies_that_stray_into_another_language_are_left_out():
+    harvest = Harvest(keep=9, repeats=1.0, language="en")
+    english, mixed = "the blue box is on top", "the blue box is on top. Aber das ist falsch, also nochmal"
+    harvest.add(
+        [group(*({"text": f"<think>{x}</think><answer>blue</answer>"} for x in (english, mixed)))], {"colours": Asks()}
+    )
+    assert harvest.replies == {"kept": 1, "mixed languages": 1}
+
+
 def test_nothing_right_is_an_error_that_says_what_there_was(starter, task, tmp_path):
     with pytest.raises(DataError, match=r"Of 48 replies none was right and readable \({'cut off': 48}\)"):
         draw(starter, task, tmp_path, max_new_tokens=8)
@@ -128,3 +137,5 @@ def test_numbers_that_do_not_fit_are_found_before_the_start(task):
     sample.check(settings(task))
     with pytest.raises(RecipeError, match="one number above 0"):
         sample.check(settings(task, weights=[1.0, 2.0]))
+    with pytest.raises(RecipeError, match="language is 'eng'; did you mean 'en'"):
+        sample.check(settings(task, language="eng"))

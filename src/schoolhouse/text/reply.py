@@ -42,6 +42,12 @@ def parse_reply(text: str, *, thinking: bool = True) -> Reply:
     return Reply(reasoning, answer, problem is None, problem)
 
 
+def reasoning_of(text: str) -> str:
+    """What a reply says before its answer, or all of it but the tags where no whole think block says so."""
+    reasoning = parse_reply(text).reasoning
+    return _TAG.sub(" ", text) if reasoning is None else reasoning
+
+
 def render_reply(reasoning: str | None, answer: str) -> str:
     """Write a well-formed reply; `parse_reply` undoes it for texts without tags and outer white space."""
     block = f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"

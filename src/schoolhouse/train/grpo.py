@@ -32,6 +32,8 @@ from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Task
 from schoolhouse.text.chat import ChatFormat
+from schoolhouse.text.language import check_language, share_in
+from schoolhouse.text.reply import reasoning_of
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.ladder import Ladder
 from schoolhouse.train.optimizer import Kind, Optimizer
@@ -90,6 +92,8 @@ class Config(StageConfig):
     distance: Distance = "k3"  # how that is estimated
     correction: Literal["none", "truncate", "mask"] = "none"  # of what sampler and learner differ by, token by token
     bounds: tuple[float, float] = (0.5, 2.0)  # of it: how many times as likely a token may be to the learner
+    language: str | None = None  # of the reasoning, two letters; sentences surely of another one earn less
+    language_reward: float = Field(default=0.1, ge=0)  # what reasoning wholly in that language is worth
     overlong: float = Field(default=0.0, ge=0, le=1)  # last share of max_new_tokens, where reward falls by up to 1
     refill: int = Field(default=0, ge=0)  # times that questions are asked anew until all groups of a step can teach
     learn_truncated: bool = False  # learn from replies that were cut off, too
@@ -105,6 +109,8 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    if config.language is not None:
+        check_language(config.language)
     if not 0 <= config.bounds[0] < 1 < config.bounds[1]:
         raise RecipeError(
             f"bounds is {list(config.bounds)}: the lower is below 1, where both agree, the upper above it."
@@ -271,13 +277,20 @@ class Rehearsal:
         return Rollouts(groups, seconds)
 
     def _rewards(self, groups: Sequence[Group]) -> Tensor:
-        """(P, G): what the judge said, less what long replies cost."""
+        """(P, G): what the judge said, what the language is worth, less what long replies cost."""
         rewards = torch.tensor([g.rewards for g in groups])
+        if self._config.language is not None:
+            rewards += self._config.language_reward * torch.tensor(self._language(groups))
         most = self._config.max_new_tokens
         margin = int(self._config.overlong * most)
         if not margin:
             return rewards
         return rewards - overlong_penalty(torch.tensor([[len(s.ids) for s in g.samples] for g in groups]), most, margin)
+
+    def _language(self, groups: Sequence[Group]) -> list[list[float]]:
+        """Of each reply the share of its reasoning that is in the wanted language."""
+        wanted = self._config.language or ""
+        return [[share_in(reasoning_of(s.text), wanted) for s in g.samples] for g in groups]
 
     def _level(self, task: str, rng: random.Random) -> str:
         return self.ladders[task].draw(rng)
@@ -301,14 +314,20 @@ class Rehearsal:
         return [make_part([groups[i] for i in cut], advantages[cut], batch_tokens, replies, device) for cut in cuts]
 
     def _figures(self, rollouts: Rollouts, signal: int) -> dict[str, Any]:
-        return rollouts.figures() | {
-            "signal_groups": signal,
-            "groups": len(rollouts.groups),
-            "signal": f"{signal}/{len(rollouts.groups)}",
-            "top": " ".join(f"{name}:{ladder.top}" for name, ladder in self.ladders.items()),
-            "level": {name: ladder.top for name, ladder in self.ladders.items()},
-            "levels": {name: ladder.rates() for name, ladder in self.ladders.items()},
-        }
+        own = self._language(rollouts.groups) if self._config.language is not None else []
+        spoken = {"language": sum(map(sum, own)) / sum(map(len, own))} if own else {}
+        return (
+            rollouts.figures()
+            | spoken
+            | {
+                "signal_groups": signal,
+                "groups": len(rollouts.groups),
+                "signal": f"{signal}/{len(rollouts.groups)}",
+                "top": " ".join(f"{name}:{ladder.top}" for name, ladder in self.ladders.items()),
+                "level": {name: ladder.top for name, ladder in self.ladders.items()},
+                "levels": {name: ladder.rates() for name, ladder in self.ladders.items()},
+            }
+        )
 
     def _keep_samples(self, step: int, groups: Sequence[Group]) -> None:
         """One reply of every fourth group, for the report's transcripts; a resumed run does not write a step twice."""

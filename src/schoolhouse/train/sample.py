@@ -25,7 +25,9 @@ from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task, example_id
 from schoolhouse.text.chat import ChatFormat
+from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.records import CONVERSATIONS, Conversation, read_conversations, write_conversations
+from schoolhouse.text.reply import reasoning_of
 from schoolhouse.train.grpo import SLOT_SHARE
 from schoolhouse.train.rollout import Group, Rollouts, Sample, Sampler, check_asking, slots
 
@@ -43,6 +45,7 @@ class Config(StageConfig):
     group: int = Field(default=4, ge=1)  # replies to a question
     keep: int = Field(default=1, ge=1)  # of the right ones to a question, the first to come
     repeats: float = Field(default=0.3, ge=0, le=1)  # share of a reply's runs of four words that may have come before
+    language: str | None = None  # two letters; replies with a sentence that is surely of another one are left out
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=112, ge=8)
     beside: Ref | None = None  # the stage whose conversations stand among them, for example `prepare.traces`
@@ -51,6 +54,8 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    if config.language is not None:
+        check_language(config.language)
 
 
 def fingerprint(config: Config) -> str:
@@ -81,6 +86,7 @@ class Harvest:
 
     keep: int
     repeats: float
+    language: str | None = None
     kept: list[Conversation] = field(default_factory=list)
     replies: Counter[str] = field(default_factory=Counter)  # "kept", and why the others were not
     _of: Counter[str] = field(default_factory=Counter)  # replies kept of each question
@@ -105,6 +111,8 @@ class Harvest:
             return "wrong" if sample.parts.get("format", 0.0) else "malformed"
         if repeated(sample.text) > self.repeats:
             return "rambling"
+        if self.language is not None and share_in(reasoning_of(sample.text), self.language) < 1:
+            return "mixed languages"
         if (question, sample.text) in self._seen or self._of[question] >= self.keep:
             return "one more"
         return "kept"
@@ -130,7 +138,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     model = load_model(source, run.runtime.dtype, run.runtime.device).requires_grad_(False)
     sampler = Sampler(config, model, chat, tasks, run)
     levels = {name: [x for x in t.levels if t.examples("train", x, 1, 0)] for name, t in tasks.items()}
-    harvest, seconds, done = Harvest(config.keep, config.repeats), 0.0, 0
+    harvest, seconds, done = Harvest(config.keep, config.repeats, config.language), 0.0, 0
     while done < config.rounds and not _is_over(run, done):
         found = sampler.rollouts(done, lambda task, rng: rng.choice(levels[task]))
         harvest.add(found.groups, tasks)
