@@ -82,6 +82,25 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path):
     ]
 
 
+def test_a_schema_stands_in_a_row_as_it_is_or_as_text(tmp_path):
+    schema = {"type": "object", "required": ["age"]}
+    rows = [
+        {
+            "question": f"patient {i}",
+            "answer": schema if i % 2 else json.dumps(schema),
+            "split": ("train", "test")[i // 2],
+        }
+        for i in range(4)
+    ]
+    task = load(write(tmp_path / "t.jsonl", rows), "json")
+    assert not task.set_aside
+    for split in ("train", "test"):
+        for example in task.examples(split, "all", 2, 0):
+            right, wrong = (f'<think>so</think><answer>{{"{key}": 7}}</answer>' for key in ("age", "name"))
+            assert task.judge(example, right).score == 1.0
+            assert task.judge(example, wrong).score == 0.1
+
+
 def test_a_folder_of_files(tmp_path):
     write(tmp_path / "a.jsonl", capitals(50))
     write(tmp_path / "b.jsonl", [{"question": f"b{i}", "answer": i} for i in range(50)])

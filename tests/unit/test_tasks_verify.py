@@ -1,12 +1,20 @@
 """Verifiers: what counts as right, and what does not."""
 
+import json
 import threading
 import time
 
 import pytest
 
 from schoolhouse.core.errors import TaskError
-from schoolhouse.tasks.verify import VERIFIERS, choice, complaint, exact, load_verifier, maths, number, regex
+from schoolhouse.tasks.verify import VERIFIERS, choice, complaint, exact, load_verifier, maths, number, regex, schema
+
+PATIENT = json.dumps(
+    {
+        "type": "object", "required": ["age"], "additionalProperties": False,
+        "properties": {"age": {"type": "integer", "minimum": 0}, "code": {"pattern": "^[A-Z][0-9]{2}$"}},
+    }
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,10 @@ from schoolhouse.tasks.verify import VERIFIERS, choice, complaint, exact, load_v
         (maths, "\\{2, 1\\}", "\\{1,2\\}"),
         (maths, "007", "7"),
         (regex, "ab12", r"[a-z]+\d+"),
+        (schema, ' {"age": 7}\n', PATIENT),
+        (schema, '{"age": 0, "code": "J45"}', PATIENT),
+        (schema, "[1, 2]", '{"type": "array", "items": {"type": "integer"}}'),
+        (schema, '"yes"', '{"const": "yes"}'),
     ],
 )
 def test_right(verifier, answer, expected):
@@ -60,6 +72,17 @@ def test_right(verifier, answer, expected):
         (maths, "\ud800\n{\\", "3"),
         (regex, "ab12 and more", r"[a-z]+\d+"),
         (regex, "x" * 2000, "x*"),
+        (schema, '{"age": -1}', PATIENT),
+        (schema, '{"age": 7, "name": "x"}', PATIENT),
+        (schema, '{"age": "7"}', PATIENT),
+        (schema, '{"age": 7', PATIENT),
+        (schema, '{"age": 7} {"age": 7}', PATIENT),
+        (schema, '{"age": -1, "age": 7}', PATIENT),
+        (schema, "NaN", '{"type": "number"}'),
+        (schema, "", "{}"),
+        (schema, "[" * 9000, "{}"),
+        (schema, '"' + "a" * 30_000 + '"', "{}"),
+        (schema, "7", '{"$ref": "http://127.0.0.1:9/schema.json"}'),
     ],
 )
 def test_wrong(verifier, answer, expected):
@@ -70,6 +93,7 @@ def test_what_would_take_for_ever_is_wrong_and_the_next_question_is_answered():
     start = time.monotonic()
     assert not regex("a" * 60 + "b", "(a+)+c")
     assert not maths("100000!!!!", "3")
+    assert not schema('"' + "a" * 60 + 'b"', '{"pattern": "^(a+)+c$"}')
     assert time.monotonic() - start < 30
     assert regex("abc", "a.c")
     assert maths("1/3", "\\frac{1}{3}")
@@ -98,6 +122,10 @@ def test_a_verifier_that_does_not_exist():
         ("number", "ten", "no number"),
         ("choice", "Paris", "single letter"),
         ("regex", "(", "no regular expression"),
+        ("json", "age: 7", "no JSON"),
+        ("json", '"age"', "no JSON schema: 'age' is not of type 'object'"),
+        ("json", "true", "write an object"),
+        ("json", '{"type": "whole number"}', "no JSON schema: 'whole number' is not valid"),
     ],
 )
 def test_answers_that_nothing_could_match(name, expected, words):
@@ -105,4 +133,4 @@ def test_answers_that_nothing_could_match(name, expected, words):
 
 
 def test_no_complaint_about_good_answers():
-    assert all(complaint(name, "7" if name != "choice" else "b") is None for name in VERIFIERS)
+    assert all(complaint(name, {"choice": "b", "json": "{}"}.get(name, "7")) is None for name in VERIFIERS)

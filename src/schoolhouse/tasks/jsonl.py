@@ -5,6 +5,7 @@ for the cold start) and `"split"` ("train" or "test"). Without a split a fifth o
 held out. Rows that cannot be used are set aside with their reason.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,9 @@ def _example(row: dict[str, Any], task: str, verifier: str) -> tuple[Split, Exam
     unknown = sorted(set(row) - _KEYS)
     if unknown:
         raise DataError(f"unknown keys {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
-    question, answer = _text(row, "question"), _text(row, "answer")
+    held = row.get("answer")
+    given = row | {"answer": json.dumps(held)} if verifier == "json" and isinstance(held, dict) else row
+    question, answer = _text(row, "question"), _text(given, "answer")
     if question is None or answer is None:
         raise DataError('a row needs a "question" and an "answer"')
     wrong = complaint(verifier, answer)

@@ -1,5 +1,6 @@
 """Verifiers by name: is this answer the expected one? Total functions of two strings that always come to an end."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -16,9 +17,11 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1
 _CHOICE = re.compile(r"\(?([a-z])[.):]?", re.ASCII | re.IGNORECASE)
 _LONGEST_NUMBER = 100
 _LONGEST_EXPRESSION = 1000
+_LONGEST_JSON = 20_000
 
 _maths = Worker("maths")
 _regex = Worker("regex")
+_json = Worker("json")
 
 
 def exact(answer: str, expected: str) -> bool:
@@ -52,12 +55,18 @@ def regex(answer: str, expected: str) -> bool:
     return len(answer) <= _LONGEST_EXPRESSION and _regex.ask(answer, expected)
 
 
+def schema(answer: str, expected: str) -> bool:
+    """Tell whether the answer is JSON that fits the JSON schema `expected`; over 2 s does not."""
+    return len(answer) <= _LONGEST_JSON and _json.ask(answer, expected)
+
+
 VERIFIERS: dict[str, Verifier] = {
     "exact": exact,
     "number": number,
     "choice": choice,
     "maths": maths,
     "regex": regex,
+    "json": schema,
 }
 
 
@@ -76,12 +85,28 @@ def complaint(name: str, expected: str) -> str | None:
         return f"the answer {expected[:40]!r} is no number, which the verifier needs"
     if name == "choice" and not _CHOICE.fullmatch(expected.strip()):
         return f"the answer {expected[:40]!r} is no single letter, which the verifier needs"
+    if name == "json":
+        return _schema_complaint(expected)
     if name == "regex":
         try:
             re.compile(expected)
         except (re.error, RecursionError, OverflowError) as error:
             return f"the answer {expected[:40]!r} is no regular expression: {error}"
     return None
+
+
+def _schema_complaint(expected: str) -> str | None:
+    from jsonschema.exceptions import SchemaError  # a tenth of a second
+    from jsonschema.validators import validator_for
+
+    try:
+        schema = json.loads(expected)
+        validator_for(schema).check_schema(schema)
+    except ValueError as error:
+        return f"the answer {expected[:40]!r} is no JSON, and so no JSON schema: {error}"
+    except SchemaError as error:
+        return f"the answer is no JSON schema: {error.message[:200]} (at {error.json_path})"
+    return None if isinstance(schema, dict) else f"the answer {expected[:40]!r} is no JSON schema: write an object"
 
 
 def _plain(text: str) -> str:

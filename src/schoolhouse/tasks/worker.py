@@ -89,7 +89,28 @@ def maths_agrees(answer: str, expected: str) -> bool:
     return bool(gold and given and math_verify.verify(gold, given, timeout_seconds=None))
 
 
-_KINDS: dict[str, Callable[[str, str], bool]] = {"regex": regex_matches, "maths": maths_agrees}
+def schema_fits(answer: str, expected: str) -> bool:
+    """Tell whether a JSON text fits the JSON schema `expected`; what a schema refers to elsewhere is never fetched."""
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    schema, held = json.loads(expected), json.loads(answer, parse_constant=_no_json, object_pairs_hook=_once_each)
+    return bool(validator_for(schema)(schema, registry=Registry()).is_valid(held))
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+_KINDS: dict[str, Callable[[str, str], bool]] = {
+    "regex": regex_matches, "maths": maths_agrees, "json": schema_fits,
+}  # fmt: skip
 
 
 def main(kind: str) -> None:
@@ -98,7 +119,7 @@ def main(kind: str) -> None:
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     verifier = _KINDS[kind]
-    verifier("1", "1")  # imports happen now, outside of the time limit
+    verifier("1", "{}" if kind == "json" else "1")  # imports happen now, outside of the time limit
     for line in sys.stdin:
         answer, expected = json.loads(line)
         # Without a handler the signal ends the process, even inside a computation that Python cannot interrupt.
