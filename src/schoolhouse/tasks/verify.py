@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from schoolhouse.core.config import did_you_mean
 from schoolhouse.core.errors import TaskError
+from schoolhouse.tasks.code import complaint_about, passes
 from schoolhouse.tasks.worker import Worker
 
 Verifier = Callable[[str, str], bool]
@@ -67,6 +68,7 @@ VERIFIERS: dict[str, Verifier] = {
     "maths": maths,
     "regex": regex,
     "json": schema,
+    "code": passes,
 }
 
 
@@ -85,6 +87,8 @@ def complaint(name: str, expected: str) -> str | None:
         return f"the answer {expected[:40]!r} is no number, which the verifier needs"
     if name == "choice" and not _CHOICE.fullmatch(expected.strip()):
         return f"the answer {expected[:40]!r} is no single letter, which the verifier needs"
+    if name == "code":
+        return complaint_about(expected)
     if name == "json":
         return _schema_complaint(expected)
     if name == "regex":
