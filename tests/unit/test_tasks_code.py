@@ -95,7 +95,7 @@ def test_honest_programs_use_the_library():
         "found = open('/proc/self/environ').read()",
         "found = open('/proc/self/mem', 'rb').read(1)",
         "found = open({folder!r} + '/new', 'w').write('x')",
-        "found = open('/tmp/new', 'w').write('x')",
+        "found = open('/var/new', 'w').write('x')",
         "import os; found = os.mkdir({folder!r} + '/new')",
         "import os; found = os.remove({secret!r})",
         "import os; found = os.rename({secret!r}, {secret!r} + '2')",
