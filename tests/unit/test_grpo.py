@@ -204,8 +204,23 @@ def test_what_a_quantized_or_late_sampler_says_is_weighed_anew(starter, task, tm
     assert losses["truncate", "right"] == pytest.approx(losses["none", "right"], abs=1e-5)
     assert losses["truncate", "late"] == pytest.approx(2 * losses["truncate", "right"], abs=1e-5)  # e^1.5 is above 2
     assert losses["mask", "late"] == 0.0
-    assert figures["sampler_gap"] == pytest.approx(1.0)
-    assert figures["moved"] == pytest.approx(0.0, abs=1e-6)
+    assert figures["sampler_gap"] == pytest.approx(off, abs=1e-5)
+
+
+def test_the_unbiased_distance_weighs_each_token_by_its_own_ratio(starter, task, tmp_path):
+    model = network(4, **LIVELY)
+    late = [replace(g, samples=[replace(s, logprobs=[p - i for i, p in enumerate(s.logprobs)]) for s in g.samples])
+            for g in own_samples(model, [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]])]  # fmt: skip
+    distances = set()
+    for ratio in ("token", "reply"):
+        source, _, config = rehearse(
+            starter, task, tmp_path / ratio, model, group=3, kl=0.5, distance="unbiased", ratio=ratio
+        )
+        (part,) = source.parts(late)
+        _, figures = grpo.GroupObjective(config, network(8, **LIVELY))(model, part)
+        distances.add(round(figures["kl"], 5))
+    assert len(distances) == 1
+    assert distances.pop() > 0
 
 
 def test_parts_add_up_to_the_batch_and_groups_without_signal_are_left_out(starter, task, tmp_path):
@@ -327,7 +342,10 @@ def test_numbers_that_do_not_fit_are_found_before_the_start(task):
     with pytest.raises(RecipeError, match="one number above 0 for each of the 1 tasks"):
         grpo.check(settings(task, weights=[1.0, 2.0]))
     with pytest.raises(RecipeError, match="the lower is below 1"):
-        grpo.check(settings(task, bounds=(1.5, 2.0)))
+        grpo.check(settings(task, correction="mask", bounds=(1.5, 2.0)))
+    for idle in ({"bounds": (0.5, 2.0)}, {"distance": "k2"}, {"language_reward": 0.2}):
+        with pytest.raises(RecipeError, match=f"{next(iter(idle))} is set, and [a-z]+ is not"):
+            grpo.check(settings(task, **idle))
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=20), st.integers(64, 1200))

@@ -173,8 +173,8 @@ def test_the_clip_is_higher_above(ratio, advantage, loss, slope):
 def test_no_kl_estimate_is_ever_negative(differences):
     reference = torch.tensor(differences)
     for kind in ("k2", "k3", "unbiased"):
-        assert (kl_penalty(torch.zeros_like(reference), reference, kind, reference / 2) >= 0).all()
-        assert (kl_penalty(reference, reference, kind, reference / 2) == 0).all()
+        assert (kl_penalty(torch.zeros_like(reference), reference, reference / 2, kind) >= 0).all()
+        assert (kl_penalty(reference, reference, reference / 2, kind) == 0).all()
 
 
 def test_the_kl_estimates_are_right_on_average_in_value_or_slope():
@@ -182,7 +182,7 @@ def test_the_kl_estimates_are_right_on_average_in_value_or_slope():
     p = logits.log_softmax(0)
     own, true = p.detach(), (p.exp() * (p - q)).sum()
     slope = torch.autograd.grad(true, logits, retain_graph=True)[0]
-    values = {kind: own.exp() * kl_penalty(p, q, kind, p - own) for kind in ("k2", "k3", "unbiased")}
+    values = {kind: own.exp() * kl_penalty(p, q, p - own, kind) for kind in ("k2", "k3", "unbiased")}
     slopes = {kind: torch.autograd.grad(v.sum(), logits, retain_graph=True)[0] for kind, v in values.items()}
     for kind in ("k3", "unbiased"):
         torch.testing.assert_close(values[kind].sum(), true)

@@ -38,7 +38,7 @@ def test_others_do_not(answer):
     [
         ("assert f([1, 2]) == [1, 2, 1, 2]", True), ("assert f((1,)) == (1, 1)", True), ("assert f(2) == 4.0", True),
         ("assert f(2) is None", False), ("assert f(2) == 5", False), ("assert abs(f(2) - 4.1) <= 0.2", True),
-        ("assert abs(f('a') - 4.1) <= 0.2", False), ("assert g(2) == 4", False), ("assert len(f([1])) == 2", True),
+        ("assert abs(f('a') - 4.1) <= 0.2", False), ("assert g(2) == 4", False), ("assert abs(f(10 ** 400) - 0.5) < 1", False), ("assert len(f([1])) == 2", True),
     ],
 )  # fmt: skip
 def test_what_assertions_mean(tests, holds):
@@ -124,6 +124,8 @@ def test_files_are_out_of_reach(code, secret):
         "import threading\nt = threading.Thread(target=print); t.start(); found = 1",
         "import os; found = os.kill(os.getppid(), 9)",
         "import os; found = os.setuid(0)",
+        "import fcntl, os\nplace = os.open('/usr/lib', os.O_RDONLY)\n"
+        "fcntl.fcntl(place, fcntl.F_SETOWN, os.getpid()); found = 1",  # a folder's changes would send it signals
         "import resource; resource.setrlimit(resource.RLIMIT_CPU, (99, 99)); found = 1",
         "import ctypes\nfound = ctypes.CDLL(None).ptrace(16, 1, 0, 0)\nassert found == 0",
         "import ctypes\nfound = ctypes.CDLL(None).unshare(0x10000000)\nassert found == 0",
@@ -169,7 +171,7 @@ def test_the_environment_is_not_handed_on(monkeypatch):
     ("tests", "words"),
     [
         ("", "there is none"), ("f(2)", "line 1 is no assertion"), ("assert f(2) == g(3)", "no list of tests"),
-        ("assert 1 < f(2)", "no list of tests"), ("assert f(2) > 3", "line 1 compares no call with a literal"),
+        ("assert 1 < f(2)", "no list of tests"), ("assert 2 == 2", "line 1 asks nothing"), ("assert f(2) > 3", "line 1 compares no call with a literal"),
         ("assert (", "never closed"), ("assert f(2) == 4\nassert f(1) < 2", "line 2 compares no call"),
     ],
 )  # fmt: skip
@@ -185,6 +187,11 @@ def test_good_tests_have_no_complaint():
 def test_where_nothing_can_be_locked_nothing_is_run(monkeypatch):
     monkeypatch.setattr(sandbox.platform, "machine", lambda: "riscv64")
     assert "cannot be used: programs are run on Linux with x86-64 or ARM64 only" in (complaint_about(TESTS) or "")
+
+
+def test_where_locked_programs_cannot_run_the_verifier_says_so(monkeypatch):
+    monkeypatch.setattr(sandbox, "_is_locked", lambda: False)
+    assert "cannot be used: a program that was locked in for a trial could not run" in (complaint_about(TESTS) or "")
 
 
 def test_a_file_of_programming_questions_is_a_task(tmp_path):

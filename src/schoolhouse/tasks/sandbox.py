@@ -8,6 +8,7 @@ Sources: the kernel's documentation, userspace-api/landlock and userspace-api/se
 """
 
 import ctypes
+import functools
 import io
 import json
 import os
@@ -27,7 +28,7 @@ _X86 = {
     "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8,
     "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
     "pread64": 17, "readv": 19, "writev": 20, "access": 21, "sched_yield": 24, "mremap": 25, "madvise": 28,
-    "dup": 32, "nanosleep": 35, "getpid": 39, "exit": 60, "uname": 63, "fcntl": 72, "getcwd": 79, "readlink": 89,
+    "dup": 32, "nanosleep": 35, "getpid": 39, "exit": 60, "uname": 63, "getcwd": 79, "readlink": 89,
     "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104,
     "geteuid": 107, "getegid": 108, "sigaltstack": 131, "gettid": 186, "futex": 202, "sched_getaffinity": 204,
     "getdents64": 217, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231,
@@ -35,7 +36,7 @@ _X86 = {
     "rseq": 334, "faccessat2": 439,
 }  # fmt: skip
 _ARM = {
-    "getcwd": 17, "dup": 23, "fcntl": 25, "faccessat": 48, "openat": 56, "close": 57, "getdents64": 61, "lseek": 62,
+    "getcwd": 17, "dup": 23, "faccessat": 48, "openat": 56, "close": 57, "getdents64": 61, "lseek": 62,
     "read": 63, "write": 64, "readv": 65, "writev": 66, "pread64": 67, "ppoll": 73, "readlinkat": 78, "newfstatat": 79,
     "fstat": 80, "exit": 93, "exit_group": 94, "futex": 98, "set_robust_list": 99, "nanosleep": 101,
     "clock_gettime": 113, "clock_getres": 114, "clock_nanosleep": 115, "sched_getaffinity": 123, "sched_yield": 124,
@@ -54,7 +55,12 @@ def why_not() -> str | None:
         return f"programs are run on Linux with x86-64 or ARM64 only, this is {sys.platform} on {platform.machine()}"
     if _landlock_version() < 1:
         return "this kernel has no Landlock, or it is switched off (Linux 5.13 and later have it)"
-    return None
+    return None if _is_locked() else "a program that was locked in for a trial could not run"
+
+
+@functools.cache
+def _is_locked() -> bool:
+    return evaluate("import math", ["math.isqrt(49)"]) == ["7"]
 
 
 def evaluate(code: str, expressions: list[str]) -> list[str | None]:

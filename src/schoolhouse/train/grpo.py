@@ -111,6 +111,13 @@ def check(config: Config) -> None:
     check_asking(config)
     if config.language is not None:
         check_language(config.language)
+    for key, switch, off in (
+        ("distance", "kl", 0),
+        ("bounds", "correction", "none"),
+        ("language_reward", "language", None),
+    ):
+        if key in config.model_fields_set and getattr(config, switch) == off:
+            raise RecipeError(f"{key} is set, and {switch} is not: set it, or leave out {key}.")
     if not 0 <= config.bounds[0] < 1 < config.bounds[1]:
         raise RecipeError(
             f"bounds is {list(config.bounds)}: the lower is below 1, where both agree, the upper above it."
@@ -145,7 +152,7 @@ class Part:
     lengths: Tensor  # tokens of each reply
     batch_tokens: int  # reply tokens of the whole batch
     batch_replies: int
-    weights: Tensor | None = None  # (M,) float32, see `policy.mismatch_weight`
+    gap: Tensor | None = None  # (M,) float32, where they are corrected: what the sampler's were less likely by
 
     @property
     def texts(self) -> list[int]:
@@ -197,23 +204,19 @@ class GroupObjective:
         """See `fit.Objective`."""
         config = self._config
         logprobs, entropy = self._logprobs(model, part)
-        log_ratio = logprobs - part.old_logprobs
-        gap = log_ratio.detach().abs().sum()
-        if config.ratio == "reply":
-            log_ratio = reply_means(log_ratio, part.lengths)
+        own_ratio = logprobs - part.old_logprobs  # of each token
+        ratio = reply_means(own_ratio, part.lengths) if config.ratio == "reply" else own_ratio
         how: Any = {"kind": config.ratio, "clip_low": config.clip_low, "clip_high": config.clip_high}
-        losses = policy_loss(logprobs, log_ratio, part.advantages, **how)
-        clipped = clipped_share(log_ratio.detach(), part.advantages, **how)
-        figures = {"entropy": float(entropy.sum()), "clipped": float(clipped)}
-        if part.weights is None:
-            figures["sampler_gap"] = float(gap)
-        else:
-            losses = losses * part.weights
-            figures |= {"moved": float(gap), "sampler_gap": float((part.weights - 1).abs().sum())}
+        losses = policy_loss(logprobs, ratio, part.advantages, **how)
+        clipped = clipped_share(ratio.detach(), part.advantages, **how)
+        gap = own_ratio.detach() if part.gap is None else part.gap
+        figures = {"entropy": float(entropy.sum()), "clipped": float(clipped), "sampler_gap": float(gap.abs().sum())}
+        if config.correction != "none" and part.gap is not None:
+            losses = losses * mismatch_weight(part.gap, config.correction, config.bounds)
         if self._reference is not None:
             with torch.no_grad():
                 reference, _ = self._logprobs(self._reference, part)
-            penalty = kl_penalty(logprobs, reference, config.distance, log_ratio)
+            penalty = kl_penalty(logprobs, reference, own_ratio, config.distance)
             losses = losses + config.kl * penalty
             figures["kl"] = float(penalty.detach().sum())
         figures = {name: value / part.batch_tokens for name, value in figures.items()}
@@ -224,13 +227,12 @@ class GroupObjective:
         return loss, figures
 
     def corrected(self, model: Transformer, part: Part) -> Part:
-        """The part with the learner's log-probabilities before it moves and weights for what the sampler differs by."""
+        """The part with the learner's log-probabilities before it moves and what the sampler differs by."""
         if self._config.correction == "none":
             return part
         with torch.no_grad():
             own, _ = self._logprobs(model, part)
-        weights = mismatch_weight(own - part.old_logprobs, self._config.correction, self._config.bounds)
-        return replace(part, old_logprobs=own, weights=weights)
+        return replace(part, old_logprobs=own, gap=own - part.old_logprobs)
 
     def _logprobs(self, model: Transformer, part: Part) -> tuple[Tensor, Tensor]:
         hidden = model.hidden(part.ids, part.context).squeeze(0).index_select(0, part.sources)  # (M, D)

@@ -107,11 +107,11 @@ def mismatch_weight(gap: Tensor, kind: Literal["truncate", "mask"], bounds: tupl
     return ratio.clamp(max=high) if kind == "truncate" else ratio * ((ratio >= low) & (ratio <= high))
 
 
-def kl_penalty(logprobs: Tensor, reference: Tensor, kind: Distance = "k3", log_ratio: Tensor | None = None) -> Tensor:
+def kl_penalty(logprobs: Tensor, reference: Tensor, log_ratio: Tensor, kind: Distance) -> Tensor:
     """An estimate of KL(policy || reference) of each token, never negative. (N,).
 
     "k3" is the first GRPO's; the gradient of "k2", half the squared difference, is that of the true divergence;
-    "unbiased" is k3 times the policy's ratio to what sampled (`log_ratio`), and so right in value and gradient when
+    "unbiased" is k3 times the token's ratio to what sampled (`log_ratio`), and so right in value and gradient when
     the policy has moved on. The plain difference would have a gradient of nothing on average.
     Source: arXiv 2402.03300, eq. 4; J. Schulman, "Approximating KL divergence" (2020); DeepSeek-V3.2, arXiv
     2512.02556, 3.1.
@@ -120,7 +120,7 @@ def kl_penalty(logprobs: Tensor, reference: Tensor, kind: Distance = "k3", log_r
     if kind == "k2":
         return difference.square() / 2
     k3 = torch.expm1(difference) - difference
-    return k3 if kind == "k3" or log_ratio is None else torch.exp(log_ratio) * k3
+    return k3 if kind == "k3" else torch.exp(log_ratio) * k3
 
 
 def aggregate(
