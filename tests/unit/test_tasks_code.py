@@ -38,7 +38,8 @@ def test_others_do_not(answer):
     [
         ("assert f([1, 2]) == [1, 2, 1, 2]", True), ("assert f((1,)) == (1, 1)", True), ("assert f(2) == 4.0", True),
         ("assert f(2) is None", False), ("assert f(2) == 5", False), ("assert abs(f(2) - 4.1) <= 0.2", True),
-        ("assert abs(f('a') - 4.1) <= 0.2", False), ("assert g(2) == 4", False), ("assert abs(f(10 ** 400) - 0.5) < 1", False), ("assert len(f([1])) == 2", True),
+        ("assert abs(f('a') - 4.1) <= 0.2", False), ("assert g(2) == 4", False),
+        ("assert abs(f(10 ** 400) - 0.5) < 1", False), ("assert len(f([1])) == 2", True),
     ],
 )  # fmt: skip
 def test_what_assertions_mean(tests, holds):
@@ -171,7 +172,8 @@ def test_the_environment_is_not_handed_on(monkeypatch):
     ("tests", "words"),
     [
         ("", "there is none"), ("f(2)", "line 1 is no assertion"), ("assert f(2) == g(3)", "no list of tests"),
-        ("assert 1 < f(2)", "no list of tests"), ("assert 2 == 2", "line 1 asks nothing"), ("assert f(2) > 3", "line 1 compares no call with a literal"),
+        ("assert 1 < f(2)", "no list of tests"), ("assert 2 == 2", "line 1 asks nothing"),
+        ("assert f(2) > 3", "line 1 compares no call with a literal"),
         ("assert (", "never closed"), ("assert f(2) == 4\nassert f(1) < 2", "line 2 compares no call"),
     ],
 )  # fmt: skip
