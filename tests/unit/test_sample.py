@@ -10,7 +10,7 @@ from school import QUESTIONS, artifact, draft, fp32_run
 from schoolhouse.core.errors import BudgetError, DataError, RecipeError, Stopped
 from schoolhouse.text.records import CONVERSATIONS, read_conversations
 from schoolhouse.train import sample, sft
-from schoolhouse.train.rollout import Group, Sample
+from schoolhouse.train.rollout import KEPT, Group, Sample
 from schoolhouse.train.sample import Harvest
 
 
@@ -115,6 +115,11 @@ def test_interrupted_it_goes_on_to_the_same_conversations(starter, task, tmp_pat
     assert (out.path / CONVERSATIONS).read_bytes() == (whole.path / CONVERSATIONS).read_bytes()
     logged = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
     assert [row["done"] for row in logged if row["event"] == "step"] == [1, 2, 3]
+
+
+def test_no_round_is_asked_twice_however_many_there_are(starter, task, tmp_path):
+    draw(starter, task, tmp_path, rounds=KEPT + 2, prompts=1, group=1)
+    assert len(list((tmp_path / "scratch" / "rollouts").iterdir())) == KEPT + 2
 
 
 def test_spent_time_ends_it_with_what_there_is_or_says_so(starter, task, tmp_path):

@@ -125,6 +125,7 @@ def test_a_verifier_that_does_not_exist():
         ("json", "age: 7", "no JSON"),
         ("json", '"age"', "no JSON schema: 'age' is not of type 'object'"),
         ("json", "true", "write an object"),
+        ("json", '{"anyOf": [{"$ref": "http://localhost/age.json"}]}', "nothing is fetched: write it under $defs"),
         ("json", '{"type": "whole number"}', "no JSON schema: 'whole number' is not valid"),
     ],
 )
@@ -133,6 +134,7 @@ def test_answers_that_nothing_could_match(name, expected, words):
 
 
 def test_no_complaint_about_good_answers():
+    assert complaint("json", '{"$defs": {"age": {"minimum": 0}}, "$ref": "#/$defs/age"}') is None
     assert all(
         complaint(name, {"choice": "b", "json": "{}", "code": "assert f(2) == 4"}.get(name, "7")) is None
         for name in VERIFIERS

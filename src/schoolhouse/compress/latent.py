@@ -45,9 +45,7 @@ class Config(StageConfig):
     texts: int = Field(128, ge=1)  # how many of its conversations
     rank: int = Field(ge=4, multiple_of=2)  # numbers of the latent, one of which is constant
     turning: int = Field(ge=2, multiple_of=2)  # numbers of the key that turns with the position
-    context: int | None = Field(
-        None, ge=2
-    )  # tokens of the texts it must tell places apart in; else of the longest shown
+    context: int | None = Field(None, ge=2)  # tokens of the texts it will read; without it of the longest shown
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:

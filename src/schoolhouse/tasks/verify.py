@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from schoolhouse.core.config import did_you_mean
@@ -110,7 +110,20 @@ def _schema_complaint(expected: str) -> str | None:
         return f"the answer {expected[:40]!r} is no JSON, and so no JSON schema: {error}"
     except SchemaError as error:
         return f"the answer is no JSON schema: {error.message[:200]} (at {error.json_path})"
+    elsewhere = next((ref for ref in _references(schema) if not ref.startswith("#")), None)
+    if elsewhere is not None:
+        return f"the JSON schema refers to {elsewhere[:60]!r}, and nothing is fetched: write it under $defs"
     return None if isinstance(schema, dict) else f"the answer {expected[:40]!r} is no JSON schema: write an object"
+
+
+def _references(schema: object) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _references(part)
 
 
 def _plain(text: str) -> str:

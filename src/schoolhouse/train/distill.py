@@ -32,7 +32,7 @@ from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.grpo import SLOT_SHARE, Part, make_part
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.rollout import Rollouts, Sampler, check_asking, slots
+from schoolhouse.train.rollout import Rollouts, Sampler, check_asking, slots, training_levels
 from schoolhouse.train.rounding import rounding_for
 
 SHOWN = ("right", "length", "truncated", "rollout_tok_s")
@@ -92,7 +92,7 @@ class Lessons:
     ) -> None:
         self._config, self._run = config, run
         self._sampler = Sampler(config, speaker, chat, tasks, run)
-        self._levels = {name: [x for x in t.levels if t.examples("train", x, 1, 0)] for name, t in tasks.items()}
+        self._levels = {name: training_levels(task) for name, task in tasks.items()}
 
     def batch(self, step: int) -> Batch:
         """Sample and cut into parts."""

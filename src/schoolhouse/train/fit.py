@@ -139,18 +139,12 @@ def fit(
     _forget_after(done, metrics)
     saved_at = time.monotonic()
     while done < course.steps:
-        reason = run.should_stop()
-        if reason == "interrupted":
+        try:
+            if is_over(run, f"step {done}"):
+                break
+        except (Stopped, BudgetError):
             learner.save(folder, done, source)
-            raise Stopped(f"Stopped after step {done} of {run.stage}; the same command goes on from there.")
-        if reason == "budget" and not run.has_share:
-            learner.save(folder, done, source)
-            raise BudgetError(
-                f"The time of the recipe ran out after step {done} of {run.stage}, which has no share of its own. "
-                "Grant more (--set budget.time=...): the same command goes on from there."
-            )
-        if reason == "budget":
-            break
+            raise
         batch = source.batch(done)
         if batch is None:
             break
@@ -168,6 +162,22 @@ def fit(
             saved_at = time.monotonic()
     learner.save(folder, done, source)
     return done
+
+
+def is_over(run: Run, done: str) -> bool:
+    """Whether the stage's own share of the time is spent after what was done last.
+
+    Raises Stopped after an interrupt, BudgetError when the recipe's time is spent in a stage without a share.
+    """
+    reason = run.should_stop()
+    if reason == "interrupted":
+        raise Stopped(f"Stopped after {done} of {run.stage}; the same command goes on from there.")
+    if reason == "budget" and not run.has_share:
+        raise BudgetError(
+            f"The time of the recipe ran out after {done} of {run.stage}, which has no share of its own. "
+            "Grant more (--set budget.time=...): the same command goes on from there."
+        )
+    return reason is not None
 
 
 def _step(learner: _Learner, batch: Batch, lr: float, run: Run) -> dict[str, Any]:

@@ -55,7 +55,7 @@ from schoolhouse.train.policy import (
     reply_means,
 )
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots
+from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots, training_levels
 
 SAMPLES = "samples.jsonl"
 SLOT_SHARE = 0.064  # bytes a reply and parameter: 1.1 GB more than the cold start with 128 replies of 135M, measured
@@ -362,7 +362,7 @@ class Rehearsal:
 
 def _ladder(task: Task, config: Config) -> Ladder:
     """Start at the hardest level with worked traces, or at the easiest; leave out levels without training questions."""
-    levels = [level for level in task.levels if task.examples("train", level, 1, 0)]
+    levels = training_levels(task)
     taught = [level for level in levels if level in task.trace_levels]
     return Ladder(levels, (taught or levels[:1])[-1], config.level_up, config.group)
 

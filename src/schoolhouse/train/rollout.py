@@ -138,14 +138,21 @@ def slots(config: Asking) -> int:
     return min(MOST_SLOTS, config.prompts * config.group)
 
 
+def training_levels(task: Task) -> list[str]:
+    """The levels of a task that have a question to train on, the easiest first."""
+    return [level for level in task.levels if task.examples("train", level, 1, 0)]
+
+
 class Sampler:
     """Asks a model for the replies of a step, once: a resumed run learns from the same ones."""
 
     def __init__(
-        self, config: Asking, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run
-    ) -> None:
+        self, config: Asking, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run,
+        kept: int = KEPT,
+    ) -> None:  # fmt: skip
+        """kept: how many steps' replies stay on disk."""
         self._config, self._chat, self._tasks, self._run = config, chat, tasks, run
-        self._engine = Engine(model, slots(config))
+        self._engine, self._kept = Engine(model, slots(config)), kept
         self._folder = run.scratch / "rollouts"
 
     def rollouts(self, step: int, level_of: Callable[[str, random.Random], str], attempt: int = 0) -> Rollouts:
@@ -163,7 +170,7 @@ class Sampler:
             rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
         self._engine.forget()
         rollouts.save(path)
-        for old in self._folder.glob(f"{step - KEPT:06d}*.json"):
+        for old in self._folder.glob(f"{step - self._kept:06d}*.json"):
             old.unlink()
         tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
         self._run.meter.add(tokens=tokens, flops=tokens * self._engine.model.config.flops_per_token(0))

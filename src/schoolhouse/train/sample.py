@@ -17,7 +17,7 @@ from pydantic import Field
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
-from schoolhouse.core.errors import BudgetError, DataError, Stopped
+from schoolhouse.core.errors import DataError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.native import status
 from schoolhouse.model.weights import load_model
@@ -28,8 +28,9 @@ from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.records import CONVERSATIONS, Conversation, read_conversations, write_conversations
 from schoolhouse.text.reply import reasoning_of
+from schoolhouse.train.fit import is_over
 from schoolhouse.train.grpo import SLOT_SHARE
-from schoolhouse.train.rollout import Group, Rollouts, Sample, Sampler, check_asking, slots
+from schoolhouse.train.rollout import Group, Rollouts, Sample, Sampler, check_asking, slots, training_levels
 
 RUN = 4  # words of a run that should not come again
 
@@ -136,10 +137,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         run.log.warn(complaint)
     run.log.info(f"kernels for replies: {status()}")
     model = load_model(source, run.runtime.dtype, run.runtime.device).requires_grad_(False)
-    sampler = Sampler(config, model, chat, tasks, run)
-    levels = {name: [x for x in t.levels if t.examples("train", x, 1, 0)] for name, t in tasks.items()}
+    sampler = Sampler(config, model, chat, tasks, run, kept=config.rounds)
+    levels = {name: training_levels(task) for name, task in tasks.items()}
     harvest, seconds, done = Harvest(config.keep, config.repeats, config.language), 0.0, 0
-    while done < config.rounds and not _is_over(run, done):
+    while done < config.rounds and not is_over(run, f"round {done}"):
         found = sampler.rollouts(done, lambda task, rng: rng.choice(levels[task]))
         harvest.add(found.groups, tasks)
         seconds, done = seconds + found.seconds, done + 1
@@ -151,18 +152,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 def _shown(found: Rollouts) -> dict[str, Any]:
     figures = found.figures()
     return {name: figures[name] for name in ("right", "length", "truncated", "rollout_tok_s")}
-
-
-def _is_over(run: Run, done: int) -> bool:
-    reason = run.should_stop()
-    if reason == "interrupted":
-        raise Stopped(f"Stopped after round {done} of {run.stage}; the same command goes on from there.")
-    if reason == "budget" and not run.has_share:
-        raise BudgetError(
-            f"The time of the recipe ran out after round {done} of {run.stage}, which has no share of its own. "
-            "Grant more (--set budget.time=...): the same command goes on from there."
-        )
-    return reason is not None
 
 
 def _write(config: Config, inputs: Mapping[str, Artifact], harvest: Harvest, run: Run, out: Draft) -> None:
