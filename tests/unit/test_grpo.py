@@ -136,7 +136,7 @@ def test_the_first_step_from_the_engines_own_samples_is_reinforce(task):
 def test_a_methods_first_step_is_reinforce_with_its_baseline_and_its_mean(starter, task, tmp_path, method):
     model, scores = network(4, **LIVELY), [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]
     groups = own_samples(model, scores)
-    source, _, config = rehearse(starter, task, tmp_path, model, method=method, group=3, learn=3, max_new_tokens=10)
+    source, _, config = rehearse(starter, task, tmp_path, model, method=method, group=3, learn="all", max_new_tokens=10)
     (part,) = source.parts(groups)
     loss, _ = grpo.GroupObjective(config, None)(model, part)
     sizes = [[len(s.ids) for s in g.samples] for g in groups]

@@ -52,6 +52,8 @@ def test_a_language_that_cannot_be_told_is_refused_with_what_was_meant():
     check_language("en")
     with pytest.raises(RecipeError, match="language is 'eng'; did you mean 'en'"):
         check_language("eng")
+    with pytest.raises(RecipeError, match="language is 'english': give a two-letter code"):
+        check_language("english")
 
 
 def test_reasoning_is_what_stands_in_the_think_block_or_else_everything():

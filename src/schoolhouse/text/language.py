@@ -20,9 +20,9 @@ def check_language(code: str) -> None:
     """Raise RecipeError for what is no language that can be told, with what may have been meant."""
     known = [name for name, _ in _rank()("")]
     if code not in known:
+        meant = did_you_mean(code, known) if len(code) < 4 else ""  # all of them would fill the screen
         raise RecipeError(
-            f"language is {code!r}{did_you_mean(code, known)}: give a two-letter code such as en, fr, ar, zh "
-            f"({len(known)} are known)."
+            f"language is {code!r}{meant}: give a two-letter code such as en, fr, ar, zh ({len(known)} are known)."
         )
 
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -70,7 +70,7 @@ class Config(StageConfig):
     steps: int = Field(default=1000, ge=1)  # at most; the stage's time ends it sooner
     prompts: int = Field(default=16, ge=1)  # questions a step
     group: int = Field(default=8, ge=2)  # replies to a question
-    learn: int = Field(default=4, ge=2)  # of them learnt from, the best and the worst; a smaller group whole
+    learn: Annotated[int, Field(ge=2)] | Literal["all"] = 4  # of them learnt from, the best and the worst
     updates: int = Field(default=2, ge=1)  # moves of the weights a step, each by its share of the questions
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     lr: float = Field(default=3e-5, gt=0)
@@ -299,7 +299,8 @@ class Rehearsal:
 
     def _picked(self, rewards: Tensor) -> list[list[int]]:
         """Indices of the replies of each group that are learnt from."""
-        keep = min(self._config.learn, self._config.group)
+        group, learn = self._config.group, self._config.learn
+        keep = group if learn == "all" else min(learn, group)
         picked: list[list[int]] = most_telling(rewards, keep).tolist()
         return picked
 

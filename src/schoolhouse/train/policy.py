@@ -142,8 +142,7 @@ def aggregate(
     return means.sum() / replies
 
 
-ALL = 1 << 20  # replies of a group: more than any has
-_WHOLE: dict[str, Any] = {"learn": ALL, "learn_truncated": True}
+_WHOLE: dict[str, Any] = {"learn": "all", "learn_truncated": True}
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": _WHOLE | {"advantage": "scaled", "averaging": "reply", "clip_high": 0.2},
     "dapo": _WHOLE | {"advantage": "scaled", "clip_high": 0.28, "overlong": 0.2, "refill": 4},
