@@ -16,11 +16,13 @@ from school import (
     metrics,
     network,
 )
+from schoolhouse.core.config import load_recipe
 from schoolhouse.core.errors import RecipeError, Stopped, TaskError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.weights import load_model
+from schoolhouse.pipeline import plan_recipe
 from schoolhouse.tasks.load import load_tasks
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train import grpo
@@ -174,6 +176,16 @@ def test_reasoning_in_the_wanted_language_is_worth_more(starter, task, tmp_path)
     (part,) = source.parts([plain])
     assert part.advantages.tolist() == [0.125, -0.125]
     assert source.batch(0).figures["language"] == 1.0
+
+
+def test_a_wrong_number_of_replies_says_what_may_stand_there(tmp_path):
+    base = '[[stage]]\nname = "m"\nrun = "get"\nsource = "smollm2-135m-instruct"\n'
+    text = f'name = "x"\n{base}[[stage]]\nname = "rl"\nrun = "train.grpo"\nmodel = "m"\ntasks = ["boxes"]\nlearn = 1\n'
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(
+        RecipeError, match="learn: input should be greater than or equal to 2, or input should be 'all'"
+    ):
+        plan_recipe(load_recipe(tmp_path / "r.toml"))
 
 
 def test_questions_are_asked_anew_until_all_groups_can_teach(starter, task, tmp_path):

@@ -285,18 +285,24 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple
     """Put pydantic's first complaint into a sentence, with its place; unknown keys go first, they explain the rest."""
     complaints = sorted(error.errors(include_url=False), key=lambda c: c["type"] != "extra_forbidden")
     first = complaints[0]
-    at = tuple(part for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    at = _place(first["loc"])
     key = str(at[-1]) if at else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{did_you_mean(key, _fields_at(model, at[:-1]))}", at
     if first["type"] == "missing":
         return f"the key {key!r} is missing", at[:-1]
-    what = first["msg"].removeprefix("Value error, ")
-    what = what[:1].lower() + what[1:]
+    # Of a key that may be one thing or another each complains for itself.
+    messages = dict.fromkeys(c["msg"].removeprefix("Value error, ") for c in complaints if _place(c["loc"]) == at)
+    what = ", or ".join(message[:1].lower() + message[1:] for message in messages)
     name = ".".join(str(part) for part in at)
     shown = repr(first["input"])
     given = "" if shown in what else f", and {shown if len(shown) <= 80 else shown[:77] + '...'} was given"
     return (f"{name}: {what}{given}" if name else what), at
+
+
+def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Return where a complaint belongs, without pydantic's names for the kinds that a key may be of."""
+    return tuple(p for p in loc if not (isinstance(p, str) and ("[" in p or p.startswith("constrained-"))))
 
 
 def _fields_at(model: type[BaseModel], at: tuple[str | int, ...]) -> list[str]:
