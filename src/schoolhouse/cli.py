@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: drawing it with frames would take twice as long as all else of a start
 )
 
 Home = Annotated[
@@ -52,7 +53,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, run nothing.")] = False,
     home: Home = _HOME,
 ) -> None:
-    """Run a recipe: skip what exists, resume what was cut off, end with a table."""
+    """Run a recipe: skip what exists, resume what was cut off.
+
+    A table at the end shows what each stage made and what it took.
+    """
     from schoolhouse.pipeline import run_recipe
 
     run_recipe(recipe, overrides or [], home, dry_run)
@@ -72,7 +76,10 @@ def chat(
     ] = False,
     home: Home = _HOME,
 ) -> None:
-    """Talk with a model; with none trained yet, the base model is fetched."""
+    """Talk with a model.
+
+    With none trained yet, the base model is fetched.
+    """
     folder = _model_folder(home, model)
     from schoolhouse.core.log import Log
     from schoolhouse.core.runtime import Runtime
@@ -88,7 +95,10 @@ def mask(
     count: Annotated[int, typer.Option("--count", min=1, help="How many conversations to show.")] = 3,
     home: Home = _HOME,
 ) -> None:
-    """Show in colour which tokens the loss counts: the reply's, its stop token included."""
+    """Show in colour which tokens the loss counts.
+
+    They are the reply's, its stop token included.
+    """
     from schoolhouse.text.records import CONVERSATIONS
 
     path = Path(data)
@@ -125,7 +135,10 @@ def ledger(
     run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")] = None,
     home: Home = _HOME,
 ) -> None:
-    """List the runs with what they used; with RUN, every figure of it and how it was got."""
+    """List the runs with what they used.
+
+    With RUN, every figure of it and how it was got.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -161,7 +174,7 @@ def verify(
     artifact: Annotated[str, typer.Argument(help="An artifact's id, or a stage of a recipe that was run.")],
     home: Home = _HOME,
 ) -> None:
-    """Read every byte of an artifact again and compare it with its manifest."""
+    """Compare every byte of an artifact with its manifest."""
     found = find_artifact(home, artifact)
     found.verify()
     typer.echo(f"{found.id} ({found.kind}): all {len(found.manifest['files'])} files are as they were made")
@@ -173,7 +186,10 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     home: Home = _HOME,
 ) -> None:
-    """Copy an artifact's files out, for example a checkpoint for transformers."""
+    """Copy an artifact's files out.
+
+    For example a checkpoint, for transformers to load.
+    """
     import shutil
 
     from schoolhouse.core.artifact import say_when_full
@@ -194,7 +210,7 @@ def doctor(
     artifact: Annotated[str, typer.Argument(help="A stage that trained with train.grpo, or its artifact's id.")],
     home: Home = _HOME,
 ) -> None:
-    """Say in plain words how a reinforcement-learning run went, and what to change."""
+    """Say how a reinforcement-learning run went, and what to change."""
     import json
 
     metrics = find_artifact(home, artifact).file("metrics.jsonl")
