@@ -87,3 +87,26 @@ def test_a_stream_joins_to_the_whole_text(ids):
     assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
     # What was shown at any moment was already final: it is the beginning of every longer text.
     assert all(tokenizer.decode(ids).startswith("".join(pieces[:n])) for n in range(len(pieces)))
+
+
+@functools.cache
+def opening_chat():
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_vocabulary(Path(name))
+        template = (folder / "chat_template.jinja").read_text()
+        (folder / "chat_template.jinja").write_text(
+            template + "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
+        )
+        return ChatFormat.load(folder)
+
+
+@given(CONVERSATIONS, TEXTS)
+def test_what_the_template_opens_belongs_to_the_reply(conversation, said):
+    opened = opening_chat()
+    assert (chat().opening, opened.opening) == ("", "<think>\n")
+    prompt = opened.prompt(conversation)
+    assert opened.tokenizer.decode(prompt).endswith("<think>\n")
+    assert prompt[: len(chat().prompt(conversation))] == chat().prompt(conversation)
+    ids = [*opened.tokenizer.encode(said), 2, *opened.tokenizer.encode("not said")]
+    assert opened.reply_text(ids) == "<think>\n" + visible(said)
+    assert opened.parse(ids).problem == parse_reply("<think>\n" + visible(said)).problem

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import deepseek, tiny_model, write_checkpoint
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from schoolhouse.core.artifact import Draft
 from schoolhouse.core.errors import MachineError, ModelError, RecipeError, Stopped
@@ -27,6 +29,7 @@ from schoolhouse.get.licences import recognise
 from schoolhouse.get.sources import KNOWN_SOURCES, Wheel
 from schoolhouse.model.weights import load_model, save_model
 from schoolhouse.text.chat import ChatFormat
+from schoolhouse.text.records import Conversation, Message
 from schoolhouse.text.tokenizer import Tokenizer
 
 
@@ -86,6 +89,26 @@ def test_the_card_names_source_hashes_licence_and_conversion(tmp_path: Path, sou
     for words in (str(source), digest, "Apache-2.0, stated by the model card", "F32", "BF16", "# tiny\n"):
         assert words in card
     assert audit(tmp_path / "out").licence.id == "Apache-2.0"  # what we write passes our own audit
+
+
+def test_how_replies_begin_is_written_into_the_template(tmp_path: Path, source: Path):
+    out = get(tmp_path, source, opening="<think>\n")
+    asked = Conversation((Message("user", "Hello"),))
+    before, after = ChatFormat.load(source), ChatFormat.load(out.path)
+    assert after.opening == "<think>\n"
+    assert after.tokenizer.decode(after.prompt(asked), skip_control=False) == (
+        before.tokenizer.decode(before.prompt(asked), skip_control=False) + "<think>\n"
+    )
+    assert after.render(asked.plus("assistant", "Hi")) == before.render(asked.plus("assistant", "Hi"))
+    theirs = AutoTokenizer.from_pretrained(out.path)
+    rows = [{"role": "user", "content": "Hello"}]
+    assert theirs.apply_chat_template(rows, add_generation_prompt=True, tokenize=False).endswith("<think>\n")
+    with pytest.raises(ValidationError):
+        hub.Config(source="x", opening="{{ evil }}")
+    (source / "chat_template.jinja").unlink()
+    (tmp_path / "again").mkdir()
+    with pytest.raises(ModelError, match="no chat template"):
+        get(tmp_path / "again", source, opening="<think>")
 
 
 def test_a_wheel_a_zip_and_a_tar_are_read_and_never_run(tmp_path: Path, source: Path):

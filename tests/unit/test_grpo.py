@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from school import (
     LIVELY,
+    QUESTIONS,
+    artifact,
     draft,
     fp32_run,
     metrics,
@@ -25,7 +27,9 @@ from schoolhouse.model.weights import load_model
 from schoolhouse.pipeline import plan_recipe
 from schoolhouse.tasks.load import load_tasks
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.train import grpo
+from schoolhouse.text.preferences import RATINGS, Rating, write_ratings
+from schoolhouse.text.records import Conversation, Message
+from schoolhouse.train import grpo, reward
 from schoolhouse.train.fit import even_cuts
 from schoolhouse.train.policy import METHODS, group_advantages
 from schoolhouse.train.rollout import Group, Rollouts, Sample
@@ -45,13 +49,13 @@ def practise(starter, task, folder, run=None, **changes):
     return out
 
 
-def rehearse(starter, task, folder, model=None, **changes):
+def rehearse(starter, task, folder, model=None, preferred=None, **changes):
     """The source of batches and the network, without the loop."""
     config = settings(task, **changes)
     chat, tasks = ChatFormat.load(starter.path), {t.name: t for t in load_tasks(config.tasks)}
     model = model or load_model(starter.path)
     run: Run = fp32_run(folder)
-    return grpo.Rehearsal(config, model, chat, tasks, run), model, config
+    return grpo.Rehearsal(config, model, chat, tasks, run, preferred=preferred), model, config
 
 
 def group(prompt, replies, scores, reasons=None, old=-1.0):
@@ -139,7 +143,7 @@ def test_a_methods_first_step_is_reinforce_with_its_baseline_and_its_mean(starte
     model, scores = network(4, **LIVELY), [[1.0, 0.0, 0.1], [0.0, 1.0, 1.0]]
     groups = own_samples(model, scores)
     source, _, config = rehearse(starter, task, tmp_path, model, method=method, group=3, learn="all", max_new_tokens=10)
-    (part,) = source.parts(groups)
+    (part,) = source.parts(groups, source.rewards(groups, 0))
     loss, _ = grpo.GroupObjective(config, None)(model, part)
     sizes = [[len(s.ids) for s in g.samples] for g in groups]
     advantages = []
@@ -172,8 +176,8 @@ def test_reasoning_in_the_wanted_language_is_worth_more(starter, task, tmp_path)
     source, _, _ = rehearse(starter, task, tmp_path, group=2, language="en", language_reward=0.25)
     (plain,) = [group([1, 2], [[3], [4]], [1.0, 1.0])]
     plain = replace(plain, samples=[replace(s, text=t) for s, t in zip(plain.samples, (english, german), strict=True)])
-    assert source._rewards([plain]).tolist() == [[1.25, 1.0]]
-    (part,) = source.parts([plain])
+    assert source.rewards([plain], 0).tolist() == [[1.25, 1.0]]
+    (part,) = source.parts([plain], source.rewards([plain], 0))
     assert part.advantages.tolist() == [0.125, -0.125]
     assert source.batch(0).figures["language"] == 1.0
 
@@ -210,7 +214,7 @@ def test_what_a_quantized_or_late_sampler_says_is_weighed_anew(starter, task, tm
         source, _, config = rehearse(starter, task, tmp_path / kind, model, group=3, correction=kind)
         objective = grpo.GroupObjective(config, None)
         for name, groups in (("right", right), ("late", late)):
-            (part,) = source.parts(groups)
+            (part,) = source.parts(groups, source.rewards(groups, 0))
             loss, figures = objective(model, objective.corrected(model, part))
             losses[kind, name] = float(loss.detach())
     assert losses["truncate", "right"] == pytest.approx(losses["none", "right"], abs=1e-5)
@@ -228,7 +232,7 @@ def test_the_unbiased_distance_weighs_each_token_by_its_own_ratio(starter, task,
         source, _, config = rehearse(
             starter, task, tmp_path / ratio, model, group=3, kl=0.5, distance="unbiased", ratio=ratio
         )
-        (part,) = source.parts(late)
+        (part,) = source.parts(late, source.rewards(late, 0))
         _, figures = grpo.GroupObjective(config, network(8, **LIVELY))(model, part)
         distances.add(round(figures["kl"], 5))
     assert len(distances) == 1
@@ -245,7 +249,7 @@ def test_parts_add_up_to_the_batch_and_groups_without_signal_are_left_out(starte
     losses = []
     for size in (64, 4096):
         source, _, config = rehearse(starter, task, tmp_path / str(size), model, part_tokens=size, group=2)
-        parts = source.parts(groups)
+        parts = source.parts(groups, source.rewards(groups, 0))
         results = [grpo.GroupObjective(config, None)(model, p) for p in parts]
         losses.append((len(parts), sum(float(loss.detach()) for loss, _ in results), results))
     assert losses[0][0] == 2
@@ -259,7 +263,8 @@ def test_parts_add_up_to_the_batch_and_groups_without_signal_are_left_out(starte
 @pytest.mark.parametrize("learn", [False, True])
 def test_replies_that_were_cut_off_teach_only_if_asked_to(starter, task, tmp_path, learn):
     source, _, _ = rehearse(starter, task, tmp_path, group=2, learn_truncated=learn)
-    (part,) = source.parts([group([1, 2], [[3, 4, 5], [6, 7]], [0.0, 1.0], ["length", "stop"])])
+    groups = [group([1, 2], [[3, 4, 5], [6, 7]], [0.0, 1.0], ["length", "stop"])]
+    (part,) = source.parts(groups, source.rewards(groups, 0))
     assert part.advantages.tolist() == [-0.5 if learn else 0.0] * 3 + [0.5] * 2
     assert part.batch_tokens == 5
 
@@ -393,3 +398,47 @@ def test_only_the_most_telling_replies_are_learnt_from(starter, task, tmp_path):
         values = part.advantages.split(part.lengths.tolist())
         assert all(float(good[0]) > 0 > float(bad[0]) for good, bad in zip(values[::2], values[1::2], strict=True))
     assert len(Rollouts.load(tmp_path / "scratch" / "rollouts" / "000000.json").groups[0].samples) == 6
+
+
+def test_where_no_task_can_check_an_answer_the_reward_model_says_what_it_is_worth(starter, tmp_path):
+    path = tmp_path / "open.jsonl"
+    rows = [{"question": f"{q} And {i}?"} for q in QUESTIONS for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"task": str(path), "verifier": "open"}
+    asked = []
+
+    def preferred(group):
+        asked.append(group.task)
+        return torch.tensor([float("blue" in s.text) for s in group.samples])
+
+    source, _, config = rehearse(
+        starter, task, tmp_path, preferred=preferred, preference="judge", preference_reward=2.0
+    )
+    batch = source.batch(0)
+    assert len(asked) == config.prompts
+    assert batch.figures["accuracy"] == 0.0
+    assert batch.figures["signal_groups"] > 0
+    samples = [Sample([i], [0.0], "stop", text, 0.1, {"format": 1.0}) for i, text in enumerate(("blue", "red"))]
+    groups = [Group("open", "all", "q", "", [1, 2], samples)]
+    assert source.rewards(groups, 0).tolist() == [[pytest.approx(2.1), pytest.approx(0.1)]]
+    more = {"preference": "judge", "preference_from": 0.5, "steps": 10}
+    late, _, _ = rehearse(starter, task, tmp_path / "late", preferred=preferred, **more)
+    assert late.rewards(groups, 4).tolist() == [[pytest.approx(0.1)] * 2]
+    assert late.rewards(groups, 5)[0, 0] == pytest.approx(1.1)
+
+
+def test_by_a_trained_reward_model_the_policy_learns_what_people_preferred(starter, tmp_path):
+    path = tmp_path / "open.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{q} And {i}?"}) + "\n" for q in QUESTIONS for i in range(4)))
+    asked = [Conversation((Message("user", f"{q} But {i}?"),)) for q in QUESTIONS for i in range(4)]
+    (tmp_path / "data").mkdir()
+    rated = [Rating(question, colour, colour == "red") for question in asked for colour in ("red", "blue")]
+    write_ratings(tmp_path / "data" / RATINGS, rated)
+    judge = draft(tmp_path / "judge")
+    inputs = {"m": starter, "d": artifact(tmp_path / "data")}
+    reward.run(reward.Config(model="m", data="d", epochs=8, batch=8, lr=3e-3), inputs, fp32_run(tmp_path / "r"), judge)
+    out = draft(tmp_path / "out")
+    config = settings({"task": str(path), "verifier": "open"}, preference="judge", steps=12, group=8)
+    grpo.run(config, {"start": starter, "judge": artifact(judge.path)}, fp32_run(tmp_path), out)
+    said = [json.loads(line)["reply"] for line in (out.path / "samples.jsonl").read_text().splitlines()]
+    assert sum("red" in text for text in said[-6:]) >= 5

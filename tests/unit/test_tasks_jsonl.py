@@ -7,7 +7,7 @@ import pytest
 from schoolhouse.core.errors import DataError, TaskError
 from schoolhouse.tasks import arithmetic
 from schoolhouse.tasks.load import TaskTable, complaints, fingerprint, load_task, load_tasks
-from schoolhouse.tasks.task import Task, split_of
+from schoolhouse.tasks.task import SYSTEM_THINKING, SYSTEM_UNTAUGHT, Form, Task, judge_reply, split_of
 
 
 def write(path, rows):
@@ -45,7 +45,7 @@ def test_levels_splits_and_traces_of_the_rows(tmp_path):
         {"question": "q", "answer": "1", "level": 2, "split": "test"},
         {"question": "r", "answer": "1", "level": 2, "trace": "so", "split": "train"},
     ]
-    task = load(write(tmp_path / "t.jsonl", rows), name="mine", format_reward=0.2)
+    task = load(write(tmp_path / "t.jsonl", rows), name="mine", form=Form(0.2))
     assert task.name == "mine"
     assert task.levels == ("2", "10")
     assert task.trace_levels == ("2",)
@@ -145,3 +145,30 @@ def test_two_tasks_of_one_name(tmp_path):
     with pytest.raises(TaskError, match="two tasks are called 'boxes'"):
         load_tasks(["boxes", "boxes"])
     assert [task.name for task in load_tasks(["boxes", "arithmetic"])] == ["boxes", "arithmetic"]
+
+
+def test_a_model_that_never_saw_the_form_is_told_it_and_earns_a_part_of_it(tmp_path):
+    path = write(tmp_path / "t.jsonl", capitals())
+    spec = TaskTable(task=str(path), verifier="number", format_reward=0.5, untaught=True)
+    task, plain = load_task(spec), load_task(spec.model_copy(update={"untaught": False}))
+    (example,) = task.examples("train", "all", 1, 0)
+    assert task.conversation(example).messages[0].content == SYSTEM_UNTAUGHT
+    assert plain.conversation(example).messages[0].content == SYSTEM_THINKING
+    assert task.conversation(example, thinking=False) == plain.conversation(example, thinking=False)
+    scores = [task.judge(example, text).score for text in ("<think>a</think>", "<think>a</think><answer>x</answer>")]
+    assert scores == pytest.approx([0.125, 0.5])
+    assert plain.judge(example, "<think>a</think>").score == 0
+    right = f"<think>a</think><answer>{example.answer}</answer>"
+    assert task.judge(example, right) == plain.judge(example, right)
+    assert judge_reply(SYSTEM_UNTAUGHT, lambda answer: True, form=Form(untaught=True)).score == 0  # copied
+
+
+def test_open_questions_need_no_answer_and_only_their_form_is_judged(tmp_path):
+    path = write(tmp_path / "t.jsonl", [{"question": f"What is {i}?"} for i in range(40)])
+    task = load_task(TaskTable(task=str(path), verifier="open"))
+    (example,) = task.examples("train", "all", 1, 0)
+    verdict = task.judge(example, "<think>a</think><answer>whatever</answer>")
+    assert (verdict.score, verdict.parts) == (0.1, {"format": 1.0})
+    assert task.judge(example, "whatever").score == 0
+    with pytest.raises(TaskError, match="no question"):
+        load_task(TaskTable(task=str(path), verifier="exact"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schoolhouse.text.reply import StreamSplitter, parse_reply, render_reply
+from schoolhouse.text.reply import StreamSplitter, answer_of, formed_share, parse_reply, render_reply
 
 GOOD = "<think>\n1 + 1 = 2\n</think>\n<answer>2</answer>"
 
@@ -104,3 +104,36 @@ def test_a_stream_shows_text_as_soon_as_it_is_certain():
     assert splitter.push(" it") == [("reasoning", " it")]
     assert splitter.push(" is</") == [("reasoning", " is")]
     assert splitter.push("b>") == [("reasoning", "</b>")]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        (GOOD, 1.0),
+        ("nothing", 0.0),
+        ("<think>\nno end", 0.0),
+        ("<think>a</think>", 0.25),
+        ("<think>a</think> b <answer>", 0.5),
+        (GOOD + " more", 0.75),
+        ("<think>\n<answer>7</answer>", 0.0),  # what is skipped is not made up for
+        ("<think></think><answer>7</answer>", 0.0),  # an empty block closes nothing
+        ("<think>a</think><answer> </answer>", 0.5),
+        ("<think>a<think>", 0.0),
+        ("<answer>7</answer><think>a</think>", 0.0),
+        (GOOD + GOOD, 0.0),
+    ],
+)
+def test_how_much_of_the_form_is_there(text, share):
+    assert formed_share(text) == pytest.approx(share)
+
+
+def test_without_thinking_the_form_is_the_answer_block():
+    found = [formed_share(text, thinking=False) for text in ("<answer>7</answer>", "<answer>7", "7", GOOD)]
+    assert found == pytest.approx([1.0, 0.0, 0.0, 0.0])
+
+
+def test_what_a_user_is_shown():
+    assert answer_of(GOOD) == "2"
+    assert answer_of("Hello there.") == "Hello there."
+    assert answer_of("<think>a</think>Hello.") == "Hello."
+    assert answer_of("<think>never ends") == ""

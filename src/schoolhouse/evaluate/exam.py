@@ -326,7 +326,7 @@ def _ask(tasks: Mapping[str, Task], unit: _Unit, until: float | None, run: Run) 
 
 
 def _judged(task: Task, example: Example, completion: Completion, chat: ChatFormat, mode: Mode) -> dict[str, Any]:
-    reply = chat.tokenizer.decode(completion.ids)
+    reply = chat.reply_text(completion.ids)
     verdict = task.judge(example, reply, thinking=mode == "thinking")
     return {
         "mode": mode,

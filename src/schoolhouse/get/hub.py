@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pydantic import Field
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig, did_you_mean
@@ -41,6 +42,7 @@ from schoolhouse.model.weights import (
     write_tensors,
 )
 from schoolhouse.model.wrapped import unwrapped_name
+from schoolhouse.text.chat import ChatFormat, read_template
 from schoolhouse.text.gguf_vocab import from_gguf
 from schoolhouse.text.tokenizer import Tokenizer
 
@@ -53,13 +55,16 @@ class Config(StageConfig):
     """What a recipe says about the model to get.
 
     source: a known name, a path, or owner/name@commit on the hub; sha256: of the file that `source` is; licence: an
-    SPDX id or expression, for a source that states none; accept_licence: you keep to a licence that restricts use.
+    SPDX id or expression, for a source that states none; accept_licence: you keep to a licence that restricts use;
+    opening: how every reply is to begin, written into the chat template, for example "<think>\\n" for a base model that
+    never thought.
     """
 
     source: str
     sha256: str | None = None
     licence: str | None = None
     accept_licence: bool = False
+    opening: str | None = Field(default=None, min_length=1, pattern=r"^[^{}%#\\\\']+$")
 
 
 def check(config: Config) -> None:
@@ -141,6 +146,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     for notice in known.notices if known else ():
         fetch_member(notice, out.path, run)
     _check_tokenizer(out.path)
+    if config.opening is not None:
+        _open_replies(out.path, config.opening)
     _describe(out, origin, conversion, found)
     out.meta["left_behind"] = left
     shutil.rmtree(work)
@@ -246,6 +253,17 @@ def _check_tokenizer(folder: Path) -> None:
     tokens, rows = Tokenizer.load(folder).vocab_size, load_config(folder).vocab_size
     if tokens > rows:
         raise ModelError(f"the tokenizer has {tokens:,} tokens, vocab_size is {rows:,}: not of one model.")
+
+
+def _open_replies(folder: Path, opening: str) -> None:
+    """Let the chat template write how a reply begins, as DeepSeek-R1's does: every program that reads it follows."""
+    template = read_template(folder)
+    if template is None:
+        raise ModelError(f"the model has no chat template to write the opening {opening!r} into: leave `opening` out.")
+    text = template + "{%- if add_generation_prompt %}{{ '" + opening.replace("\n", "\\n") + "' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    if ChatFormat.load(folder).opening != opening:
+        raise ModelError(f"the model's chat template leaves no place for the opening {opening!r}: leave `opening` out.")
 
 
 def _describe(out: Draft, origin: Origin, conversion: str, found: Audit) -> None:

@@ -6,7 +6,7 @@ out.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,11 @@ class Decoder(nn.Module):
 
 class Transformer(nn.Module):
     """A causal language model built from a `ModelConfig`."""
+
+    @classmethod
+    def causal(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of such a model as that of its family's causal model: here as it is."""
+        return raw
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

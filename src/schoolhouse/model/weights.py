@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,8 @@ from schoolhouse.model.quantization import quantization_config, replace_linears,
 from schoolhouse.model.stored import INDEX, StoredTensor, damaged, find_tensors, some
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.wrapped import unwrap_config, unwrapped_name
+
+M = TypeVar("M", bound=Transformer)
 
 SHARD_BYTES = 4 * 10**9
 COPIED_FILES = (
@@ -75,9 +77,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
     Raises ModelError that names the file or tensors for weights that do not fit the config, and MachineError before
     anything is loaded if the free memory does not hold them.
     """
-    model, stored = check_folder(folder)
-    _check_memory(folder, model.state_dict(), dtype, torch.device(device))
-    _fill(model, stored, dtype, torch.device(device))
+    return load_kind(Transformer, folder, dtype, torch.device(device))
+
+
+def load_kind(kind: type[M], folder: Path, dtype: torch.dtype, device: torch.device) -> M:
+    """The same for a kind of decoder that is not a language model."""
+    model, stored = check_kind(kind, folder)
+    _check_memory(folder, model.state_dict(), dtype, device)
+    _fill(model, stored, dtype, device)
     return model.eval()
 
 
@@ -86,15 +93,20 @@ def check_folder(folder: Path) -> tuple[Transformer, dict[str, StoredTensor]]:
 
     Reads headers only. Raises ModelError for whatever would keep `load_model` from filling the model.
     """
+    return check_kind(Transformer, folder)
+
+
+def check_kind(kind: type[M], folder: Path) -> tuple[M, dict[str, StoredTensor]]:
+    """See `check_folder` and `load_kind`."""
     outer = read_config(folder)
-    raw = unwrap_config(outer)
+    raw = kind.causal(unwrap_config(outer))
     config, quantization = from_hf(raw), raw.get("quantization_config")
     found = {unwrapped_name(outer, name): entry for name, entry in find_tensors(folder).items()}
     stored = with_scales({name: entry for name, entry in found.items() if name is not None}, quantization)
     if not any(name.startswith(f"model.layers.{config.num_hidden_layers}.") for name in stored):
         config = replace(config, num_nextn_predict_layers=0)  # who wrote it left the prediction layers out, as many do
     with torch.device("meta"):
-        model = Transformer(config)
+        model = kind(config)
     if quantization is not None and not is_fp8(quantization):
         replace_linears(model, quantization)
         stored = {name: entry for name, entry in stored.items() if not name.endswith(f".{SHAPE}")}

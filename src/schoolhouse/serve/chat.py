@@ -59,13 +59,14 @@ class Chat:
         self.engine.submit(prompt, sampling, remember=True)
         splitter, stream = StreamSplitter(), self.format.tokenizer.stream()
         said: list[int] = []
+        yield from splitter.push(self.format.opening)
         while not self.engine.idle:
             for token in self.engine.step():
                 said.append(token.id)
                 yield from splitter.push(stream.push(token.id))
         yield from splitter.push(stream.finish())
         yield from splitter.finish()
-        self.messages = (*asked, Message("assistant", self.format.tokenizer.decode(said)))
+        self.messages = (*asked, Message("assistant", self.format.reply_text(said)))
 
 
 def chat_loop(folder: Path, show_thinking: bool, log: Log, runtime: Runtime, *, int8_cache: bool = False) -> None:

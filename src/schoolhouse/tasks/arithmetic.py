@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from schoolhouse.tasks.task import (
-    FORMAT_REWARD,
+    PLAIN_FORM,
     Example,
+    Form,
     Split,
     Verdict,
     check_request,
@@ -80,7 +81,7 @@ def _results(text: str) -> list[str]:
 class ArithmeticTask:
     """Chains of additions, subtractions and multiplications."""
 
-    format_reward: float = FORMAT_REWARD
+    form: Form = PLAIN_FORM
     name: str = "arithmetic"
     levels: tuple[str, ...] = LEVELS
     trace_levels: tuple[str, ...] = TRACE_LEVELS
@@ -101,9 +102,9 @@ class ArithmeticTask:
             reply_text,
             same_results(example.answer),
             thinking=thinking,
-            format_reward=self.format_reward,
+            form=self.form,
         )
 
     def conversation(self, example: Example, thinking: bool = True) -> Conversation:
         """Return the prompt that puts the chain to a model."""
-        return question_conversation(example, thinking)
+        return question_conversation(example, thinking, self.form)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from schoolhouse.tasks.task import (
-    FORMAT_REWARD,
+    PLAIN_FORM,
     Example,
+    Form,
     Split,
     Verdict,
     check_request,
@@ -112,7 +113,7 @@ def _colours(text: str) -> list[str]:
 class BoxTask:
     """Puzzles about a stack of coloured boxes."""
 
-    format_reward: float = FORMAT_REWARD
+    form: Form = PLAIN_FORM
     name: str = "boxes"
     levels: tuple[str, ...] = LEVELS
     trace_levels: tuple[str, ...] = TRACE_LEVELS
@@ -130,8 +131,8 @@ class BoxTask:
 
     def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
         """Score a reply: the colours in the right order, bottom first."""
-        return judge_reply(reply_text, same_stack(example.answer), thinking=thinking, format_reward=self.format_reward)
+        return judge_reply(reply_text, same_stack(example.answer), thinking=thinking, form=self.form)
 
     def conversation(self, example: Example, thinking: bool = True) -> Conversation:
         """Return the prompt that puts the puzzle to a model."""
-        return question_conversation(example, thinking)
+        return question_conversation(example, thinking, self.form)

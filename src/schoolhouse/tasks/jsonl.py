@@ -13,19 +13,21 @@ from typing import Any
 
 from schoolhouse.core.errors import DataError, TaskError
 from schoolhouse.tasks.task import (
-    FORMAT_REWARD,
+    PLAIN_FORM,
     SPLITS,
     Example,
+    Form,
     Split,
     Verdict,
     check_request,
     example_id,
+    judge_form,
     judge_reply,
     question_conversation,
     rng_for,
     split_of,
 )
-from schoolhouse.tasks.verify import Verifier, complaint, load_verifier
+from schoolhouse.tasks.verify import OPEN, Verifier, complaint, load_verifier
 from schoolhouse.text.records import BadRow, Conversation, ReadJsonl
 
 ONLY_LEVEL = "all"
@@ -42,7 +44,8 @@ class JsonlTask:
     verifier: Verifier
     questions: dict[tuple[Split, str], tuple[Example, ...]]
     set_aside: tuple[BadRow, ...]
-    format_reward: float = FORMAT_REWARD
+    form: Form = PLAIN_FORM
+    checked: bool = True  # whether the verifier can tell a right answer from a wrong one
 
     def examples(self, split: Split, level: str, n: int, seed: int) -> list[Example]:
         """Return n questions in an order drawn from the seed; training starts over once all were used."""
@@ -57,22 +60,22 @@ class JsonlTask:
         return chosen
 
     def judge(self, example: Example, reply_text: str, *, thinking: bool = True) -> Verdict:
-        """Score a reply by the task's verifier."""
+        """Score a reply by the task's verifier; where none can check the answer, by its form alone."""
+        if not self.checked:
+            return judge_form(reply_text, thinking=thinking, form=self.form)
         return judge_reply(
             reply_text,
             lambda answer: self.verifier(answer, example.answer),
             thinking=thinking,
-            format_reward=self.format_reward,
+            form=self.form,
         )
 
     def conversation(self, example: Example, thinking: bool = True) -> Conversation:
         """Return the prompt that puts the question to a model."""
-        return question_conversation(example, thinking)
+        return question_conversation(example, thinking, self.form)
 
 
-def load_jsonl(
-    path: Path, verifier: str, *, name: str | None = None, format_reward: float = FORMAT_REWARD
-) -> JsonlTask:
+def load_jsonl(path: Path, verifier: str, *, name: str | None = None, form: Form = PLAIN_FORM) -> JsonlTask:
     """Read a task from a JSONL file or a folder of them; raise TaskError or DataError when it gives none."""
     judge = load_verifier(verifier)
     task = name or path.stem
@@ -94,7 +97,7 @@ def load_jsonl(
     traced = {e.level for split, e in rows.values() if e.trace is not None and split == "train"}
     frozen = {key: tuple(examples) for key, examples in questions.items()}
     trace_levels = tuple(level for level in levels if level in traced)
-    return JsonlTask(task, levels, trace_levels, judge, frozen, tuple(bad), format_reward)
+    return JsonlTask(task, levels, trace_levels, judge, frozen, tuple(bad), form, checked=verifier != OPEN)
 
 
 def question_files(path: Path) -> list[Path]:
@@ -128,8 +131,9 @@ def _example(row: dict[str, Any], task: str, verifier: str) -> tuple[Split, Exam
     held = row.get("answer")
     given = row | {"answer": json.dumps(held)} if verifier == "json" and isinstance(held, dict) else row
     question, answer = _text(row, "question"), _text(given, "answer")
-    if question is None or answer is None:
+    if question is None or (answer is None and verifier != OPEN):
         raise DataError('a row needs a "question" and an "answer"')
+    answer = answer or ""
     wrong = complaint(verifier, answer)
     if wrong:
         raise DataError(wrong)

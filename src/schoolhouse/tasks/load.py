@@ -13,7 +13,7 @@ from schoolhouse.core.errors import TaskError
 from schoolhouse.tasks.arithmetic import ArithmeticTask
 from schoolhouse.tasks.boxes import BoxTask
 from schoolhouse.tasks.jsonl import load_jsonl, question_files
-from schoolhouse.tasks.task import FORMAT_REWARD, Task
+from schoolhouse.tasks.task import PLAIN_FORM, Form, Task
 from schoolhouse.tasks.verify import VERIFIERS
 from schoolhouse.text.records import BadRow
 
@@ -24,13 +24,14 @@ class TaskTable(Strict):
     """A task as a table of a recipe: `{ task = "questions.jsonl", verifier = "number" }`.
 
     `name` is how reports call it (default: the file's name); `format_reward` is what a well-formed wrong reply is
-    worth.
+    worth; `untaught` is for a model that never saw the form: it is spelt out, and replies that begin in it earn a part.
     """
 
     task: str
     verifier: str | None = None
     name: str | None = None
-    format_reward: float = Field(default=FORMAT_REWARD, ge=0, lt=1)
+    format_reward: float = Field(default=PLAIN_FORM.reward, ge=0, lt=1)
+    untaught: bool = False
 
 
 _DRAWN = 4  # examples of a level that stand for all of them
@@ -42,10 +43,11 @@ TaskSpec = str | TaskTable
 def load_task(spec: TaskSpec) -> Task:
     """Return the task that a recipe means; raise TaskError, with a suggestion, for one that does not exist."""
     table = TaskTable(task=spec) if isinstance(spec, str) else spec
+    form = Form(table.format_reward, table.untaught)
     if table.task in BUILT_IN:
         if table.verifier is not None or table.name is not None:
             raise TaskError(f"the task {table.task} has its own verifier and name; leave both out")
-        return BUILT_IN[table.task](format_reward=table.format_reward)
+        return BUILT_IN[table.task](form=form)
     path = Path(table.task)
     if not path.exists():
         raise TaskError(f"there is no task and no file {table.task!r}{did_you_mean(table.task, BUILT_IN)}")
@@ -54,7 +56,7 @@ def load_task(spec: TaskSpec) -> Task:
             f'the questions in {path} need a verifier: {{ task = "{path}", verifier = "exact" }}'
             f" ({', '.join(VERIFIERS)})"
         )
-    return load_jsonl(path, table.verifier, name=table.name, format_reward=table.format_reward)
+    return load_jsonl(path, table.verifier, name=table.name, form=form)
 
 
 def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:

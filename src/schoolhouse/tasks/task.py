@@ -8,15 +8,19 @@ from typing import Literal, Protocol, runtime_checkable
 
 from schoolhouse.core.errors import TaskError
 from schoolhouse.text.records import Conversation, Message
-from schoolhouse.text.reply import parse_reply, render_reply
+from schoolhouse.text.reply import formed_share, parse_reply, render_reply
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 TEST_SHARE = 0.2
-FORMAT_REWARD = 0.1
 
 # One short sentence, the same for every task: a shared prefix is computed once for all prompts of a batch.
 SYSTEM_THINKING = "Think in <think></think>, then give only the result in <answer></answer>."
+# It names no filler between the tags: a model that never saw the form copies that, and is then well-formed.
+SYSTEM_UNTAUGHT = (
+    "Use these tags in this order: <think> </think> <answer> </answer>. "
+    "Write how you think between the first two, and the result between the last two."
+)
 SYSTEM_DIRECT = "Give only the result in <answer></answer>."
 
 
@@ -39,6 +43,21 @@ class Verdict:
     score: float
     parts: dict[str, float] = field(default_factory=dict)
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the form of a reply alone is worth: `reward` to a well-formed one.
+
+    untaught: the model has never seen the form. Then the system message spells it out, and a reply that begins in it
+    earns a part of the reward, for of what never occurs nothing is learnt.
+    """
+
+    reward: float = 0.1
+    untaught: bool = False
+
+
+PLAIN_FORM = Form()
 
 
 @runtime_checkable
@@ -70,9 +89,9 @@ class Task(Protocol):
         """Return the prompt that puts the question to a model."""
 
 
-def question_conversation(example: Example, thinking: bool = True) -> Conversation:
+def question_conversation(example: Example, thinking: bool = True, form: Form = PLAIN_FORM) -> Conversation:
     """Put a question: one system sentence on the form of the reply, then the question as it stands."""
-    system = SYSTEM_THINKING if thinking else SYSTEM_DIRECT
+    system = (SYSTEM_UNTAUGHT if form.untaught else SYSTEM_THINKING) if thinking else SYSTEM_DIRECT
     meta = {"task": example.task, "level": example.level, "id": example.id}
     return Conversation((Message("system", system), Message("user", example.question)), meta)
 
@@ -86,15 +105,25 @@ def worked_conversation(example: Example, thinking: bool = True) -> Conversation
 
 
 def judge_reply(
-    reply_text: str, right: Callable[[str], bool], *, thinking: bool = True, format_reward: float = FORMAT_REWARD
+    reply_text: str, right: Callable[[str], bool], *, thinking: bool = True, form: Form = PLAIN_FORM
 ) -> Verdict:
-    """Score a reply: 1 if well-formed and its answer `right`, `format_reward` if only well-formed, else 0."""
-    reply = parse_reply(reply_text, thinking=thinking)
-    if not reply.well_formed or reply.answer is None:
-        return Verdict(0.0, {"answer": 0.0, "format": 0.0}, reply.problem)
-    if right(reply.answer):
+    """Score a reply: 1 if well-formed and its answer `right`, what its `form` is worth if only that, else 0."""
+    of_form = judge_form(reply_text, thinking=thinking, form=form)
+    answer = parse_reply(reply_text, thinking=thinking).answer
+    if of_form.problem is not None or answer is None:
+        return Verdict(of_form.score, {"answer": 0.0, **of_form.parts}, of_form.problem)
+    if right(answer):
         return Verdict(1.0, {"answer": 1.0, "format": 1.0})
-    return Verdict(format_reward, {"answer": 0.0, "format": 1.0}, f"wrong answer: {reply.answer[:60]!r}")
+    return Verdict(form.reward, {"answer": 0.0, "format": 1.0}, f"wrong answer: {answer[:60]!r}")
+
+
+def judge_form(reply_text: str, *, thinking: bool = True, form: Form = PLAIN_FORM) -> Verdict:
+    """Score the form of a reply alone; the verdict has no part that says whether its answer is right."""
+    reply = parse_reply(reply_text, thinking=thinking)
+    if reply.well_formed:
+        return Verdict(form.reward, {"format": 1.0})
+    part = form.reward * formed_share(reply_text, thinking=thinking) if form.untaught else 0.0
+    return Verdict(part, {"format": 0.0}, reply.problem)
 
 
 def split_of(question: str) -> Split:

@@ -61,7 +61,14 @@ def schema(answer: str, expected: str) -> bool:
     return len(answer) <= _LONGEST_JSON and _json.ask(answer, expected)
 
 
+def open_ended(answer: str, expected: str) -> bool:
+    """Every answer will do: whether it is good no task can say, but a reward model can."""
+    return True
+
+
+OPEN = "open"
 VERIFIERS: dict[str, Verifier] = {
+    OPEN: open_ended,
     "exact": exact,
     "number": number,
     "choice": choice,
@@ -81,6 +88,8 @@ def load_verifier(name: str) -> Verifier:
 
 def complaint(name: str, expected: str) -> str | None:
     """Say why no answer could ever be right by a verifier, or None: for checking a file of questions before a run."""
+    if name == OPEN:
+        return None
     if not expected.strip():
         return "the answer is empty"
     if name == "number" and _value(expected) is None:

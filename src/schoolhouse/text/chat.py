@@ -46,6 +46,8 @@ class ChatFormat:
         self._template = _compiled(template)
         self._variables = variables or {}
         self.stop_ids: frozenset[int] = tokenizer.eos_ids | {self._turn_end()}
+        self.opening = self._opening()
+        """What the template itself begins a reply with, such as `<think>` in DeepSeek-R1's; often nothing."""
 
     @classmethod
     def load(cls, folder: Path) -> "ChatFormat":
@@ -86,11 +88,18 @@ class ChatFormat:
         """Return the ids that a model continues with its reply."""
         return self.render(conversation, add_reply_start=True).ids
 
+    def reply_text(self, ids: Sequence[int]) -> str:
+        """The text of what a model said after `prompt`, up to its first stop token, with what the template opened."""
+        return self.opening + self.tokenizer.decode(ids[: self._end(ids)])
+
     def parse(self, ids: Sequence[int], *, thinking: bool = True) -> Reply:
-        """Take apart the ids of a reply; what follows the first stop token is ignored."""
-        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
-        reply = parse_reply(self.tokenizer.decode(ids[:end]), thinking=thinking)
-        return Reply(reply.reasoning, reply.answer, reply.well_formed, reply.problem, stop=end is not None)
+        """Take apart what a model said after `prompt`; what follows the first stop token is ignored."""
+        reply = parse_reply(self.reply_text(ids), thinking=thinking)
+        stop = self._end(ids) is not None
+        return Reply(reply.reasoning, reply.answer, reply.well_formed, reply.problem, stop=stop)
+
+    def _end(self, ids: Sequence[int]) -> int | None:
+        return next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
 
     def _text(self, messages: Sequence[Message], add_reply_start: bool) -> str:
         rows = [{"role": m.role, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
@@ -111,6 +120,13 @@ class ChatFormat:
     def _through_stop(self, ids: list[int]) -> int:
         """Return how many ids of the template's text after a reply are the reply's: up to its stop token."""
         return next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), 0)
+
+    def _opening(self) -> str:
+        """What stands in the start of a reply beyond what stands before the text of a finished one."""
+        asked = [Message("user", "")]
+        before = _PLACEHOLDER.split(self._text([*asked, Message("assistant", "")], add_reply_start=False))[2]
+        start = _PLACEHOLDER.split(self._text(asked, add_reply_start=True))[-1]
+        return start[len(before) :] if start.startswith(before) else ""
 
     def _turn_end(self) -> int:
         """Return the control token that the template writes after an assistant's message."""

@@ -42,10 +42,43 @@ def parse_reply(text: str, *, thinking: bool = True) -> Reply:
     return Reply(reasoning, answer, problem is None, problem)
 
 
+def formed_share(text: str, *, thinking: bool = True) -> float:
+    """How far a reply follows the form from its beginning, in [0, 1]; 1 for a well-formed one alone.
+
+    Every tag after the first in its turn, with something in each block that is closed, counts a quarter (without
+    `thinking` a half) and the whole the last; a tag twice or out of order makes it nothing. What is skipped must not be
+    made up for by what comes after: a model settles for whichever tags it finds first (docs/lab-log.md, 2026-11-28).
+    """
+    if parse_reply(text, thinking=thinking).well_formed:
+        return 1.0
+    wanted = TAGS if thinking else TAGS[2:]
+    found = list(_TAG.finditer(text))
+    names = [tag.group() for tag in found]
+    if names != [tag for tag in wanted if tag in names]:
+        return 0.0
+    done = 0
+    for place, (tag, name) in enumerate(zip(found, wanted, strict=False)):
+        closes_nothing = place % 2 == 1 and not text[found[place - 1].end() : tag.start()].strip()
+        if tag.group() != name or closes_nothing:
+            break
+        done += 1
+    return max(0, done - 1) / len(wanted)
+
+
 def reasoning_of(text: str) -> str:
     """What a reply says before its answer, or all of it but the tags where no whole think block says so."""
     reasoning = parse_reply(text).reasoning
     return _TAG.sub(" ", text) if reasoning is None else reasoning
+
+
+def answer_of(text: str) -> str:
+    """What a user is shown of a reply: its answer, or where no whole block says so all that is not reasoning."""
+    answer = parse_reply(text).answer
+    if answer is not None:
+        return answer
+    splitter = StreamSplitter()
+    pieces = [*splitter.push(text), *splitter.finish()]
+    return "".join(piece for kind, piece in pieces if kind == "answer")
 
 
 def render_reply(reasoning: str | None, answer: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Task
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
-from schoolhouse.train.grpo import SLOT_SHARE, Part, make_part
+from schoolhouse.train.grpo import SLOT_SHARE
+from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
 from schoolhouse.train.rollout import Rollouts, Sampler, check_asking, slots, training_levels
@@ -84,6 +86,13 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -
     return training_bytes(own, config.part_tokens) + 2 * master + int((2 + SLOT_SHARE * slots(config)) * speaks)
 
 
+@dataclass(frozen=True)
+class Part(Laid):
+    """Some prompts and the replies to them in one row."""
+
+    batch_tokens: int  # reply tokens of the whole batch
+
+
 class Lessons:
     """The source of batches: questions of all levels, and replies to them."""
 
@@ -107,12 +116,12 @@ class Lessons:
         groups = rollouts.groups
         sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
         cuts, device = even_cuts(sizes, self._config.part_tokens), self._run.runtime.device
-        replies = len(rollouts.samples)
-        unused = torch.zeros(1, self._config.group)  # advantages: nobody is rewarded here
-        return [
-            make_part([groups[i] for i in cut], unused.expand(len(cut), -1), rollouts.made, replies, device)
-            for cut in cuts
-        ]
+        parts = []
+        for cut in cuts:
+            replies = [[s.ids for s in groups[i].samples] for i in cut]
+            laid = lay_out([groups[i].prompt for i in cut], replies, device)
+            parts.append(Part(**vars(laid), batch_tokens=rollouts.made))
+        return parts
 
     def state(self) -> dict[str, Any]:
         """Nothing: the step says it all."""

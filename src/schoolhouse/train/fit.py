@@ -224,12 +224,17 @@ def _update(learner: _Learner, parts: Sequence[Part], lr: float, run: Run) -> di
     return {**sums, "grad_norm": learner.optimizer.step(lr)}
 
 
-def _lr(course: Course, done: int, run: Run) -> float:
-    """By steps or by time, whichever brings the end sooner."""
-    progress = done / course.steps
+def share_done(steps: int, done: int, run: Run) -> float:
+    """Share of a course that is behind, by steps or by time, whichever brings the end sooner."""
+    progress = done / steps
     left = run.seconds_left() if run.has_share else None
     if left is not None:
         progress = max(progress, run.meter.seconds / max(run.meter.seconds + left, 1e-9))
+    return progress
+
+
+def _lr(course: Course, done: int, run: Run) -> float:
+    progress = share_done(course.steps, done, run)
     return learning_rate(course.lr, progress, warmup=course.warmup, hold=course.hold, floor=course.floor)
 
 

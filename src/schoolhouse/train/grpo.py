@@ -23,19 +23,19 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
-from schoolhouse.kernels.grid import filler
 from schoolhouse.kernels.native import status
-from schoolhouse.model.packed import Packed
+from schoolhouse.model.reward import RewardModel, load_reward_model
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
-from schoolhouse.tasks.task import Task
+from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.reply import reasoning_of
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, share_done
 from schoolhouse.train.ladder import Ladder
+from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.policy import (
     METHODS,
@@ -53,8 +53,10 @@ from schoolhouse.train.policy import (
     overlong_penalty,
     policy_loss,
     reply_means,
+    win_rates,
 )
 from schoolhouse.train.result import keep_model, training_bytes
+from schoolhouse.train.reward import judged
 from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots, training_levels
 
 SAMPLES = "samples.jsonl"
@@ -82,6 +84,7 @@ class Config(StageConfig):
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=112, ge=8)
     level_up: float = Field(default=0.7, gt=0, le=1)
+    start: Literal["taught", "easiest"] = "taught"  # of the ladder: the hardest level with traces, or the easiest
     method: Literal["grpo", "dapo", "dr-grpo", "rloo", "gspo", "cispo"] | None = None  # sets what is not set below
     advantage: Advantage = "centred"  # beside the group's mean, the same `scaled` by its deviation, or the others' mean
     ratio: Ratio = "token"  # to what sampled, clipped: of each token, of a whole `reply`, or a token's `weight` alone
@@ -94,6 +97,9 @@ class Config(StageConfig):
     bounds: tuple[float, float] = (0.5, 2.0)  # of it: how many times as likely a token may be to the learner
     language: str | None = None  # of the reasoning, two letters; sentences surely of another one earn less
     language_reward: float = Field(default=0.1, ge=0)  # what reasoning wholly in that language is worth
+    preference: Ref | None = None  # a reward model, for questions whose answers no task can check (verifier "open")
+    preference_reward: float = Field(default=1.0, gt=0)  # what an answer is worth that is surely the best of its group
+    preference_from: float = Field(default=0.0, ge=0, lt=1)  # share of the course after which it counts
     overlong: float = Field(default=0.0, ge=0, le=1)  # last share of max_new_tokens, where reward falls by up to 1
     refill: int = Field(default=0, ge=0)  # times that questions are asked anew until all groups of a step can teach
     learn_truncated: bool = False  # learn from replies that were cut off, too
@@ -115,6 +121,8 @@ def check(config: Config) -> None:
         ("distance", "kl", 0),
         ("bounds", "correction", "none"),
         ("language_reward", "language", None),
+        ("preference_reward", "preference", None),
+        ("preference_from", "preference", None),
     ):
         if key in config.model_fields_set and getattr(config, switch) == off:
             raise RecipeError(f"{key} is set, and {switch} is not: set it, or leave out {key}.")
@@ -135,62 +143,32 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -
     """
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
     replies = 2 * params + int(SLOT_SHARE * params * slots(config))
-    return training_bytes(params, config.part_tokens) + replies + (2 * params if config.kl > 0 else 0)
+    judge = 2 * inputs_meta.get(config.preference or "", {}).get("num_params", 0)
+    return training_bytes(params, config.part_tokens) + replies + judge + (2 * params if config.kl > 0 else 0)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some groups in one row: prompts, then replies. N tokens, M of them in replies."""
+class Part(Laid):
+    """Some groups in one row."""
 
-    ids: Tensor  # (1, N)
-    context: Packed
-    sources: Tensor  # (M,) where each reply token is predicted from
-    targets: Tensor  # (M,)
     old_logprobs: Tensor  # (M,) float32, the sampler's; the learner's own before it moves where they are corrected
     advantages: Tensor  # (M,) float32, 0 for replies that are not learnt from
-    prompts: Sequence[int]  # tokens of each
-    lengths: Tensor  # tokens of each reply
     batch_tokens: int  # reply tokens of the whole batch
     batch_replies: int
     gap: Tensor | None = None  # (M,) float32, where they are corrected: what the sampler's were less likely by
-
-    @property
-    def texts(self) -> list[int]:
-        """Tokens of each prompt and of each reply, in the order in which they lie."""
-        return [*self.prompts, *self.lengths.tolist()]
 
 
 def make_part(
     groups: Sequence[Group], advantages: Tensor, batch_tokens: int, batch_replies: int, device: torch.device
 ) -> Part:
     """Lay groups out so that each prompt is computed once. advantages: (groups, G)."""
-    prompts = [g.prompt for g in groups]
-    replies = [[s.ids for s in g.samples] for g in groups]
-    flat = [reply for row in replies for reply in row]
-    sources: list[int] = []
-    prompt_end, start = 0, sum(map(len, prompts))
-    for prompt, row in zip(prompts, replies, strict=True):
-        prompt_end += len(prompt)
-        for reply in row:
-            sources += [prompt_end - 1, *range(start, start + len(reply) - 1)]
-            start += len(reply)
-    lengths = torch.tensor([len(reply) for reply in flat])
-    fill = filler(start)  # laid behind the last reply, where nothing looks at it
-    ids = [i for p in prompts for i in p] + [i for reply in flat for i in reply] + [0] * fill
-    sizes = [[len(reply) for reply in row] for row in replies]
-    sizes[-1][-1] += fill
-    old = [p for g in groups for s in g.samples for p in s.logprobs]
+    laid = lay_out([g.prompt for g in groups], [[s.ids for s in g.samples] for g in groups], device)
     return Part(
-        torch.tensor(ids, device=device)[None],
-        Packed([len(p) for p in prompts], sizes, device),
-        torch.tensor(sources, device=device),
-        torch.tensor([i for reply in flat for i in reply], device=device),
-        torch.tensor(old, device=device),
-        advantages.flatten().repeat_interleave(lengths).to(device),
-        [len(p) for p in prompts],
-        lengths,
-        batch_tokens,
-        batch_replies,
+        **vars(laid),
+        old_logprobs=torch.tensor([p for g in groups for s in g.samples for p in s.logprobs], device=device),
+        advantages=advantages.flatten().repeat_interleave(laid.lengths).to(device),
+        batch_tokens=batch_tokens,
+        batch_replies=batch_replies,
     )
 
 
@@ -239,55 +217,88 @@ class GroupObjective:
         return model.logprobs(hidden, part.targets, self._config.temperature)
 
 
+class Preference:
+    """What a reward model makes of the replies to one question: how surely each is the best of its group."""
+
+    def __init__(self, judge: RewardModel, chat: ChatFormat, tasks: Mapping[str, Task]) -> None:
+        self._judge, self._chat, self._tasks = judge, chat, tasks
+
+    def __call__(self, group: Group) -> Tensor:
+        """(G,), each in [0, 1]: the mean probability to be preferred to another reply of the group."""
+        example = Example("", group.task, group.level, group.question, group.answer)
+        asked = self._tasks[group.task].conversation(example)
+        device = next(self._judge.parameters()).device
+        found = judged(self._judge, self._chat, asked, [s.text for s in group.samples], device)
+        return win_rates(torch.tensor(found))
+
+
 class Rehearsal:
     """The source of batches: asks the policy, and keeps the ladders."""
 
     def __init__(
         self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run,
-        correct: Callable[[Part], Part] = lambda part: part,
+        correct: Callable[[Part], Part] = lambda part: part, preferred: Callable[[Group], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """correct: see `GroupObjective.corrected`."""
-        self._config, self._chat, self._tasks, self._run, self._correct = config, chat, tasks, run, correct
+        """correct: see `GroupObjective.corrected`; preferred: see `Preference`."""
+        self._config, self._run, self._correct, self._preferred = config, run, correct, preferred
         self._sampler = Sampler(config, model, chat, tasks, run)
         self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
         self._has_trimmed_samples = False
 
     def batch(self, step: int) -> Batch:
         """Sample, judge, and cut the groups that can teach into parts."""
-        rollouts = self._asked(step)
+        rollouts, rewards = self._asked(step)
         self._keep_samples(step, rollouts.groups)
-        rewards = self._rewards(rollouts.groups)
         signal = has_signal(rewards)
-        lessons = [g.only(keep) for g, keep in zip(rollouts.groups, self._picked(rewards), strict=True)]
-        lessons = [g for g, teaches in zip(lessons, signal.tolist(), strict=True) if teaches][: self._config.prompts]
-        shares = [lessons[i :: self._config.updates] for i in range(self._config.updates)]
-        updates = [[self._correct(part) for part in self.parts(share)] for share in shares if share]
+        lessons: list[Group] = []
+        worth: list[Tensor] = []
+        for group, row, keep, teaches in zip(rollouts.groups, rewards, self._picked(rewards), signal, strict=True):
+            if teaches and len(lessons) < self._config.prompts:
+                lessons.append(group.only(keep))
+                worth.append(row[keep])
+        updates = []
+        for first in range(min(self._config.updates, len(lessons))):
+            share = slice(first, None, self._config.updates)
+            parts = self.parts(lessons[share], torch.stack(worth[share]))
+            updates.append([self._correct(part) for part in parts])
         tokens = sum(len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in lessons)
-        return Batch(updates, tokens, self._figures(rollouts, int(signal.sum())), SHOWN)
+        return Batch(updates, tokens, self._figures(rollouts, rewards), SHOWN)
 
-    def _asked(self, step: int) -> Rollouts:
-        """Groups of one step; those that cannot teach are made up for by others. The ladders hear of all."""
+    def _asked(self, step: int) -> tuple[Rollouts, Tensor]:
+        """Groups of one step and their rewards (P, G); those that cannot teach are made up for by others. The ladders
+        hear of all.
+        """
         groups: list[Group] = []
+        rewards = torch.empty(0, self._config.group)
         seconds = 0.0
         for attempt in range(1 + self._config.refill):
             found = self._sampler.rollouts(step, self._level, attempt)
             for group in found.groups:
-                self.ladders[group.task].record(group.level, [s.parts.get("answer", 0.0) for s in group.samples])
+                if group.is_checked:
+                    self.ladders[group.task].record(group.level, [s.parts["answer"] for s in group.samples])
             groups, seconds = groups + found.groups, seconds + found.seconds
-            if int(has_signal(self._rewards(groups)).sum()) >= self._config.prompts:
+            rewards = torch.cat((rewards, self.rewards(found.groups, step)))
+            if int(has_signal(rewards).sum()) >= self._config.prompts:
                 break
-        return Rollouts(groups, seconds)
+        return Rollouts(groups, seconds), rewards
 
-    def _rewards(self, groups: Sequence[Group]) -> Tensor:
-        """(P, G): what the judge said, what the language is worth, less what long replies cost."""
+    def rewards(self, groups: Sequence[Group], step: int) -> Tensor:
+        """(P, G): what the judge said, what language and preference are worth, less what long replies cost."""
         rewards = torch.tensor([g.rewards for g in groups])
         if self._config.language is not None:
             rewards += self._config.language_reward * torch.tensor(self._language(groups))
+        if self._preferred is not None and self._prefers(step):
+            for row, group in enumerate(groups):
+                if not group.is_checked:
+                    rewards[row] += self._config.preference_reward * self._preferred(group)
         most = self._config.max_new_tokens
         margin = int(self._config.overlong * most)
         if not margin:
             return rewards
         return rewards - overlong_penalty(torch.tensor([[len(s.ids) for s in g.samples] for g in groups]), most, margin)
+
+    def _prefers(self, step: int) -> bool:
+        return share_done(self._config.steps, step, self._run) >= self._config.preference_from
 
     def _language(self, groups: Sequence[Group]) -> list[list[float]]:
         """Of each reply the share of its reasoning that is in the wanted language."""
@@ -304,9 +315,9 @@ class Rehearsal:
         picked: list[list[int]] = most_telling(rewards, keep).tolist()
         return picked
 
-    def parts(self, groups: Sequence[Group]) -> list[Part]:
-        """Groups of like length together, up to `part_tokens`."""
-        advantages = group_advantages(self._rewards(groups), self._config.advantage)
+    def parts(self, groups: Sequence[Group], rewards: Tensor) -> list[Part]:
+        """Groups of like length together, up to `part_tokens`. rewards: (groups, G)."""
+        advantages = group_advantages(rewards, self._config.advantage)
         if not self._config.learn_truncated:
             advantages *= torch.tensor([[s.finish_reason == "stop" for s in g.samples] for g in groups])
         sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
@@ -316,7 +327,8 @@ class Rehearsal:
         device = self._run.runtime.device
         return [make_part([groups[i] for i in cut], advantages[cut], batch_tokens, replies, device) for cut in cuts]
 
-    def _figures(self, rollouts: Rollouts, signal: int) -> dict[str, Any]:
+    def _figures(self, rollouts: Rollouts, rewards: Tensor) -> dict[str, Any]:
+        signal = int(has_signal(rewards).sum())
         own = self._language(rollouts.groups) if self._config.language is not None else []
         spoken = {"language": sum(map(sum, own)) / sum(map(len, own))} if own else {}
         return (
@@ -362,10 +374,11 @@ class Rehearsal:
 
 
 def _ladder(task: Task, config: Config) -> Ladder:
-    """Start at the hardest level with worked traces, or at the easiest; leave out levels without training questions."""
+    """Start where the config says, at the easiest without traces; leave out levels without training questions."""
     levels = training_levels(task)
     taught = [level for level in levels if level in task.trace_levels]
-    return Ladder(levels, (taught or levels[:1])[-1], config.level_up, config.group)
+    first = (taught or levels[:1])[-1] if config.start == "taught" else levels[0]
+    return Ladder(levels, first, config.level_up, config.group)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
@@ -380,7 +393,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     run.log.info(f"kernels for replies: {status()}")
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
     objective = GroupObjective(config, reference)
-    rehearsal = Rehearsal(config, model, chat, tasks, run, lambda part: objective.corrected(model, part))
+    preferred = None
+    if config.preference is not None:
+        judge = load_reward_model(inputs[config.preference].path, run.runtime.dtype, run.runtime.device)
+        preferred = Preference(judge, ChatFormat.load(inputs[config.preference].path), tasks)
+    rehearsal = Rehearsal(config, model, chat, tasks, run, lambda part: objective.corrected(model, part), preferred)
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
     steps = fit(model, rehearsal, objective, optimizer, course, run)
     keep_model(model, source, steps, run, out)

@@ -36,6 +36,16 @@ def group_advantages(rewards: Tensor, kind: Advantage = "centred", *, eps: float
     return centred * (group / (group - 1)) if kind == "leave-one-out" else centred
 
 
+def win_rates(rewards: Tensor) -> Tensor:
+    """How likely each of some replies is to be preferred to another of them, on average, by their rewards (G,).
+
+    Only differences of rewards mean something, so that what comes out is the same whatever is added to all.
+    Source: R. Bradley and M. Terry, "Rank analysis of incomplete block designs" (1952).
+    """
+    wins = torch.sigmoid(rewards[:, None] - rewards[None, :])  # (G, G)
+    return (wins.sum(dim=1) - 0.5) / max(len(rewards) - 1, 1)  # without itself, which it beats half of the time
+
+
 def overlong_penalty(lengths: Tensor, most: int, margin: int) -> Tensor:
     """What long replies lose: nothing up to `margin` tokens before `most`, then more and more, 1 at the end.
 

@@ -23,8 +23,13 @@ def training_bytes(num_params: int, part_tokens: int) -> int:
 
 
 def keep_model(model: Transformer, like: Path, steps: int, run: Run, out: Draft) -> None:
-    """Write the checkpoint with the companions of `like`, the metrics and the facts."""
+    """Write the checkpoint with the companions of `like`, and what `keep_curve` does."""
     save_model(model, out.path, like=like)
+    keep_curve(model, steps, run, out)
+
+
+def keep_curve(model: Transformer, steps: int, run: Run, out: Draft) -> None:
+    """Write the metrics and the facts."""
     metrics = run.scratch / METRICS
     if metrics.exists():
         shutil.copyfile(metrics, out.path / METRICS)

@@ -54,6 +54,11 @@ class Group:
         """The judge's scores."""
         return [s.score for s in self.samples]
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether the task can tell right answers from wrong ones."""
+        return "answer" in self.samples[0].parts
+
     def only(self, picked: Sequence[int]) -> Group:
         """The same group with some of its replies."""
         return replace(self, samples=[self.samples[i] for i in picked])
@@ -80,7 +85,8 @@ class Rollouts:
         """What the metrics say of them, whatever is learnt."""
         samples = self.samples
         count = len(samples)
-        right = sum(s.parts.get("answer", 0.0) for s in samples) / count
+        checked = [s.parts["answer"] for s in samples if "answer" in s.parts]
+        right = sum(checked) / max(len(checked), 1)
         return {
             "reward": sum(s.score for s in samples) / count,
             "accuracy": right,
@@ -209,7 +215,7 @@ def roll_out(
 def _judged(task: Task, example: Example, chat: ChatFormat, completion: Completion) -> Sample:
     """A reply that was cut off is judged as it stands: it has no end, so it is not well-formed."""
     ended = completion.finish_reason == "stop"
-    text = chat.tokenizer.decode(completion.ids[:-1] if ended else completion.ids)
+    text = chat.reply_text(completion.ids)
     verdict = task.judge(example, text)
     return Sample(
         completion.ids, completion.logprobs, completion.finish_reason, text,

@@ -26,6 +26,7 @@ from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task, example_id
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.language import check_language, share_in
+from schoolhouse.text.preferences import RATINGS, Rating, write_ratings
 from schoolhouse.text.records import CONVERSATIONS, Conversation, read_conversations, write_conversations
 from schoolhouse.text.reply import reasoning_of
 from schoolhouse.train.fit import is_over
@@ -89,6 +90,7 @@ class Harvest:
     repeats: float
     language: str | None = None
     kept: list[Conversation] = field(default_factory=list)
+    ratings: list[Rating] = field(default_factory=list)  # what was kept and what was wrong, question by question
     replies: Counter[str] = field(default_factory=Counter)  # "kept", and why the others were not
     _of: Counter[str] = field(default_factory=Counter)  # replies kept of each question
     _seen: set[tuple[str, str]] = field(default_factory=set)
@@ -99,11 +101,15 @@ class Harvest:
             for sample in group.samples:
                 word = self._word(group.question, sample)
                 self.replies[word] += 1
+                asked = _asked(group, tasks[group.task])
+                if word in ("wrong", "malformed"):
+                    self.ratings.append(Rating(asked, sample.text, liked=False))
                 if word != "kept":
                     continue
                 self._of[group.question] += 1
                 self._seen.add((group.question, sample.text))
-                self.kept.append(_conversation(group, sample, tasks[group.task]))
+                self.kept.append(asked.plus("assistant", sample.text))
+                self.ratings.append(Rating(asked, sample.text, liked=True))
 
     def _word(self, question: str, sample: Sample) -> str:
         if sample.finish_reason != "stop":
@@ -119,14 +125,14 @@ class Harvest:
         return "kept"
 
 
-def _conversation(group: Group, sample: Sample, task: Task) -> Conversation:
+def _asked(group: Group, task: Task) -> Conversation:
     id = example_id(group.task, group.level, group.question)
     asked = task.conversation(Example(id, group.task, group.level, group.question, group.answer))
-    return Conversation(asked.messages, {**asked.meta, "sampled": True}).plus("assistant", sample.text)
+    return Conversation(asked.messages, {**asked.meta, "sampled": True})
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
-    """Ask the model, and write what it got right as conversations.jsonl.
+    """Ask the model, and write what it got right as conversations.jsonl, with what it got wrong as ratings.jsonl.
 
     Raises DataError if nothing was right, Stopped after an interrupt, BudgetError when the recipe's time is spent.
     """
@@ -165,6 +171,7 @@ def _write(config: Config, inputs: Mapping[str, Artifact], harvest: Harvest, run
     rows = [*harvest.kept, *beside]
     random.Random(f"order/{run.seed}").shuffle(rows)
     write_conversations(out.path / CONVERSATIONS, rows)
+    write_ratings(out.path / RATINGS, harvest.ratings)
     share = harvest.replies["kept"] / total
     out.meta |= {"rows": len(rows), "beside": len(beside), "replies": counts, "kept_share": share}
     (out.path / "README.md").write_text(_card(harvest, len(beside), inputs[config.model]), encoding="utf-8")
@@ -178,7 +185,8 @@ def _card(harvest: Harvest, beside: int, model: Artifact) -> str:
         "# Replies of a model, the right ones",
         "",
         f"{len(harvest.kept)} conversations in `{CONVERSATIONS}`, one JSON object a line: `messages`, `meta`;",
-        f"and {beside} of another stage among them.",
+        f"and {beside} of another stage among them. `{RATINGS}`: {len(harvest.ratings)} ratings for `train.prefer`,",
+        "what was kept and what was wrong.",
         "",
         "| replies | number |",
         "|---|---|",
