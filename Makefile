@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.schoolhouse-installed
 SOURCES := src tests bench
 
-.PHONY: help setup quickstart test check fmt bench golden docs debian-packages
+.PHONY: help setup quickstart test check fmt bench golden docs debian-packages gym
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -22,14 +22,14 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup ## teach an open model to reason, on this machine (25 minutes on two cores)
 	$(BIN)/schoolhouse run recipes/quickstart.toml
 
-test: setup debian-packages ## run the whole test suite
+test: setup debian-packages gym ## run the whole test suite
 	$(BIN)/python -m pytest
 
 # The kernels want a compiler, the report's screenshot test a real browser; without them those tests are skipped.
 debian-packages:
 	@command -v c++ >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
 		echo "installing g++ for the kernels" && { apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ libc6-dev; } >/dev/null 2>&1; } || \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ libc6-dev python3-dev; } >/dev/null 2>&1; } || \
 		echo "there is no C++ compiler; the kernels' tests will be skipped (Debian: apt-get install g++)"
 	@if command -v chromium >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
@@ -37,6 +37,12 @@ debian-packages:
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
 			>/dev/null 2>&1 || echo "chromium could not be installed; the browser tests will be skipped"; \
 	else echo "there is no chromium; the browser tests will be skipped (Debian: apt-get install chromium)"; fi
+
+# One of Reasoning Gym's own dependencies is built from source.
+gym: setup
+	@$(BIN)/python -c 'import reasoning_gym' 2>/dev/null || \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[gym]' 2>/dev/null || \
+		echo "reasoning-gym cannot be built here; its tests will be skipped (Debian: apt-get install g++ python3-dev)"
 
 check: setup ## lint, formatting, types, layers
 	$(BIN)/ruff check $(SOURCES)

@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from schoolhouse.core.config import Budget, Duration, MachineConfig, Recipe, Ref, StageEntry, format_duration
 from schoolhouse.evaluate.verdict import Claim
 from schoolhouse.get.corpora import KNOWN_TEXTS
+from schoolhouse.get.endpoint import Endpoint
 from schoolhouse.model.presets import PRESETS
 from schoolhouse.pipeline import STAGES
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
@@ -52,6 +53,7 @@ TOP = [
 ]
 INNER = [
     ("A task", TaskTable, f"Its name ({', '.join(f'`{name}`' for name in BUILT_IN)}), or a table with these keys."),
+    ("An endpoint", Endpoint, "A model behind an OpenAI-compatible address. Every reply is remembered on disk."),
     ("A claim", Claim, "What `evaluate.report` holds the exam against. The page says first whether it is met."),
 ]
 MEANINGS = {
@@ -104,6 +106,20 @@ MEANINGS = {
     "train.pretrain.save_every": "what a killed run loses at most",
     "prepare.ratings.source": "a JSONL file, or a folder of them, of ratings (`messages`, `reply`, and `rating`, up or "
     "down) or pairs (`messages`, `chosen`, `rejected`)",
+    "get.replies.endpoint": "whom to ask, see below; the only address that is ever asked",
+    "get.replies.tasks": "whose training questions are asked",
+    "get.replies.temperature": "of the replies",
+    "get.replies.max_new_tokens": "of a reply; a longer one is cut off",
+    "Endpoint.url": "what stands before `/chat/completions`, such as `http://gpu-box:8000/v1`",
+    "Endpoint.model": "its name there",
+    "Endpoint.terms": "what the provider lets its replies be used for, in your words; kept with all made of them",
+    "Endpoint.key_env": "the environment variable with the key; never the key itself",
+    "Endpoint.price_in": "of a million tokens that are read; counted, and written into the card",
+    "Endpoint.price_out": "of a million tokens that are made",
+    "Endpoint.currency": "of both",
+    "Endpoint.in_flight": "requests at once",
+    "Endpoint.retries": "times that a request is put again when the endpoint is busy or stumbles",
+    "Endpoint.timeout": "of one request",
     "prepare.traces.tasks": "whose easy levels are shown with worked solutions",
     "prepare.traces.count": "conversations of each task, spread evenly over its trace levels",
     "prepare.traces.no_think": "share of them that ask for the bare answer",

@@ -35,6 +35,7 @@ from schoolhouse.get.lineage import inherit
 
 STAGES: Mapping[str, str] = {
     "get": "schoolhouse.get.hub",
+    "get.replies": "schoolhouse.get.replies",
     "get.text": "schoolhouse.get.text",
     "prepare.tokenizer": "schoolhouse.prepare.tokenizer",
     "prepare.pack": "schoolhouse.prepare.pack",
@@ -49,6 +50,7 @@ STAGES: Mapping[str, str] = {
     "train.distill": "schoolhouse.train.distill",
     "compress.prune": "schoolhouse.compress.prune",
     "compress.latent": "schoolhouse.compress.latent",
+    "compress.average": "schoolhouse.compress.average",
     "compress.upcycle": "schoolhouse.compress.upcycle",
     "compress.quantize": "schoolhouse.compress.quantize",
     "compress.gguf": "schoolhouse.compress.export",

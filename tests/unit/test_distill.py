@@ -1,5 +1,7 @@
 """Distillation from end to end on tiny pupils: the apprentice comes to say what its master says."""
 
+import json
+
 import pytest
 import torch
 
@@ -89,7 +91,7 @@ def test_the_loss_is_the_mean_divergence_over_the_replies_tokens(apprentice, mas
     lessons = distill.Lessons(config, own, chat, tasks, fp32_run(tmp_path))
     (parts,) = lessons.batch(0).updates
     assert len(parts) > 1
-    objective = distill.MasterObjective(above, "reverse")
+    objective = distill.MasterObjective({"master": above}, "reverse")
     got = sum(float(objective(own, part)[0].detach()) for part in parts)
     total, count = 0.0, 0
     for group in lessons._sampler.rollouts(0, lessons._level).groups:
@@ -100,6 +102,46 @@ def test_the_loss_is_the_mean_divergence_over_the_replies_tokens(apprentice, mas
             total += float(divergence_plain(*both, "reverse").sum())
             count += len(sample.ids)
     assert got == pytest.approx(total / count, rel=1e-4)
+
+
+def test_of_several_masters_each_corrects_its_own_task(apprentice, master, tmp_path):
+    """One says blue, the other red; the apprentice comes to say blue to the one's questions and red to the other's."""
+    rows = [
+        json.dumps({"question": q, "answer": "blue", "split": "train" if i else "test"})
+        for i, q in enumerate(QUESTIONS)
+    ]
+    others = [
+        json.dumps({"question": f"{q} Really?", "answer": "red", "split": s}) for q in QUESTIONS for s in ("train",)
+    ]
+    others[0] = others[0].replace('"train"', '"test"')
+    for name, lines in (("first", rows), ("second", others)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    tasks = [{"task": str(tmp_path / f"{name}.jsonl"), "verifier": "exact"} for name in ("first", "second")]
+    red = taught(tmp_path / "red", ["red", "red"])
+    config = distill.Config(
+        model="own",
+        master=["master", "red"],
+        tasks=tasks,
+        steps=60,
+        prompts=12,
+        lr=2e-3,
+        max_new_tokens=70,
+        part_tokens=512,
+    )
+    out = draft(tmp_path / "out")
+    distill.run(config, {"own": apprentice, "master": master, "red": red}, fp32_run(tmp_path), out)
+    last = metrics(out.path)[-1]
+    assert last["accuracy"] > 0.9
+    assert last["loss"] == pytest.approx(last["from master"] + last["from red"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"master": ["a", "b"]}, "2 masters for 1 tasks"), ({"master": ["a"], "speaker": "master"}, "do not speak")],
+)
+def test_masters_that_do_not_fit_are_refused(task, settings, words):
+    with pytest.raises(RecipeError, match=words):
+        distill.check(distill.Config(**{"model": "m", "tasks": [task]} | settings))
 
 
 def test_interrupted_it_goes_on_to_the_same_bits(apprentice, master, task, tmp_path):

@@ -18,6 +18,7 @@ from schoolhouse.text.preferences import RATINGS, Rating, is_held_out, pairs_of,
 from schoolhouse.text.records import CONVERSATIONS, Conversation, Message, read_conversations
 from schoolhouse.train import prefer, reward, sft
 from schoolhouse.train.grpo import Preference
+from schoolhouse.train.judge import QUESTION, _first_tokens, load_judge
 from schoolhouse.train.policy import win_rates
 from schoolhouse.train.ratings import as_ids, pairs_as_ids
 from schoolhouse.train.rollout import Group, Sample
@@ -189,16 +190,38 @@ class Asks:
         return asked(example.question)
 
 
-def test_replies_of_a_group_are_worth_how_surely_they_are_the_best(judge):
-    model = load_reward_model(judge.path, torch.float32, torch.device("cpu"))
+def test_replies_of_a_group_are_worth_how_surely_they_are_the_best(judge, tmp_path):
     texts = ["it is red", "it is blue", "it is red"]
     samples = [Sample([1], [0.0], "stop", text, 0.1, {"format": 1.0}) for text in texts]
-    found = Preference(model, ChatFormat.load(judge.path), {"t": Asks()})(Group("t", "all", ASKED[0], "", [1], samples))
+    preferred = Preference(load_judge(judge.path, fp32_run(tmp_path)), {"t": Asks()})
+    found = preferred(Group("t", "all", ASKED[0], "", [1], samples))
     assert found[1] > 0.9
     assert found[0] == found[2] < 0.5
     for added in (0.0, 100.0):
         rates = win_rates(torch.tensor([1.0, 1.0, -1.0]) + added)
         torch.testing.assert_close(rates, torch.tensor([0.6904, 0.6904, 0.1192]), atol=1e-4, rtol=0)
+
+
+def test_a_language_model_is_asked_in_words(tmp_path):
+    """A pupil that was taught to say yes of blue and no of red judges so; what is empty is worst."""
+    base = artifact(write_bytes(write_pupil(tmp_path / "base")))
+    verdicts = [(q, colour, said) for q in ASKED[:16] for colour, said in (("blue", "Yes"), ("red", "No"))]
+    asks = [
+        asked(f"Question: {q}\nAnswer: it is {colour}\n{QUESTION}").plus("assistant", said)
+        for q, colour, said in verdicts
+    ]
+    config = sft.Config(model="base", data="rows", epochs=30, batch=16, lr=1e-2)
+    out = draft(tmp_path / "out")
+    sft.run(config, {"base": base, "rows": write_data(tmp_path / "rows", asks)}, fp32_run(tmp_path), out)
+    judge = load_judge(out.path, fp32_run(tmp_path / "judge"))
+    blue, red, empty = judge(asked(ASKED[0]), ["<think>x</think><answer>it is blue</answer>", "it is red", "<think>x"])
+    assert blue > 1 > -1 > red > empty
+    chat, model = ChatFormat.load(out.path), load_model(out.path)
+    text = f"Question: {ASKED[0]}\nAnswer: it is blue\n{QUESTION}"
+    with torch.no_grad():
+        logits = model(torch.tensor([chat.prompt(asked(text))])).logits[0, -1].log_softmax(-1)
+    yes, no = (logits[_first_tokens(chat, word)].logsumexp(0) for word in ("yes", "no"))
+    assert blue == pytest.approx(float(yes - no), abs=1e-3)
 
 
 def test_dpo_is_the_papers_and_begins_at_log_two():

@@ -9,7 +9,12 @@ GOOD = "<think>\n1 + 1 = 2\n</think>\n<answer>2</answer>"
 
 @pytest.mark.parametrize(
     "text",
-    [GOOD, "\n " + GOOD + " \n", "<think>a</think><answer>2</answer>", "<think>a < b </think>\n\n<answer>2\n</answer>"],
+    [
+        GOOD,
+        "\n " + GOOD + " \n",
+        "<think>a</think><answer>2</answer>",
+        "<think>a < b </think>\n\n<answer>2\n</answer>",
+    ],
 )
 def test_well_formed(text):
     reply = parse_reply(text)
@@ -36,6 +41,9 @@ ATTACKS = {
     "<think>a</think><answer>2</answer></answer>": "</answer> appears 2 times",
     "<think></think><answer>2</answer>": "nothing between <think>",
     "<think> \n</think><answer>2</answer>": "nothing between <think>",
+    "<think>\n</think</think><answer>2</answer>": "nothing between <think>",
+    "<think>a</think> <answer></answer</answer>": "nothing between <answer>",
+    "<think>a</think><answer>< / think ></answer>": "nothing between <answer>",
     "<think>a</think><answer> </answer>": "nothing between <answer>",
     "So: <think>a</think><answer>2</answer>": "text outside the blocks: 'So:'",
     "<think>a</think> thus <answer>2</answer>": "text outside",
@@ -104,6 +112,12 @@ def test_a_stream_shows_text_as_soon_as_it_is_certain():
     assert splitter.push(" it") == [("reasoning", " it")]
     assert splitter.push(" is</") == [("reasoning", " is")]
     assert splitter.push("b>") == [("reasoning", "</b>")]
+
+
+def test_signs_of_comparison_are_answers():
+    for answer in ("<", ">", "/", "<>", "< 3"):
+        assert parse_reply(f"<think>a < b</think><answer>{answer}</answer>").answer == answer
+        assert parse_reply(f"<think>a < b</think><answer>{answer}</answer>").well_formed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from schoolhouse import __version__
 from schoolhouse.core.artifact import Artifact, Draft
 
 CARD = "README.md"
+ENDPOINT_TERMS = "terms"
 TERMS = ("LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*")
 """Files that most licences ask to be handed on."""
 
@@ -24,11 +25,15 @@ def card_header(licence: str) -> list[str]:
 
 
 def inherit(parents: Mapping[str, Artifact], out: Draft, kind: str, name: str) -> None:
-    """Give a model that a stage made the licences of the models among its inputs; in place.
+    """Give what a stage made the terms of the endpoints that its inputs came from, and a model the licences of the
+    models among them; in place.
 
     parents: the stage's inputs by name; kind, name: the stage. A folder that is no model, that has a card of its own,
-    or whose parents state no licence is left as it is.
+    or whose parents state no licence gets none.
     """
+    terms = sorted({term for parent in parents.values() for term in parent.meta.get(ENDPOINT_TERMS, ())})
+    if terms:
+        out.meta[ENDPOINT_TERMS] = terms
     known = {n: a for n, a in parents.items() if "config.json" in a.manifest["files"] and "licence" in a.meta}
     if not known or not (out.path / "config.json").exists() or (out.path / CARD).exists():
         return
@@ -38,7 +43,13 @@ def inherit(parents: Mapping[str, Artifact], out: Draft, kind: str, name: str) -
             if not (out.path / term).exists():
                 shutil.copyfile(parent.path / term, out.path / term)
     out.meta["licence"] = licence
-    (out.path / CARD).write_text(_card(known, licence, kind, name), encoding="utf-8")
+    card = _card(known, licence, kind, name)
+    if terms:
+        card += (
+            "\n## Terms of endpoints\n\nIt learnt from replies that were given under these terms, as recipes say:\n\n"
+        )
+        card += "".join(f"- {term}\n" for term in terms)
+    (out.path / CARD).write_text(card, encoding="utf-8")
 
 
 def joined(licences: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from pydantic import Field
 
 from schoolhouse.core.config import Strict, did_you_mean
-from schoolhouse.core.errors import TaskError
+from schoolhouse.core.errors import RecipeError, TaskError
 from schoolhouse.tasks.arithmetic import ArithmeticTask
 from schoolhouse.tasks.boxes import BoxTask
+from schoolhouse.tasks.gym import PREFIX, load_gym
 from schoolhouse.tasks.jsonl import load_jsonl, question_files
 from schoolhouse.tasks.task import PLAIN_FORM, Form, Task
 from schoolhouse.tasks.verify import VERIFIERS
@@ -44,10 +45,10 @@ def load_task(spec: TaskSpec) -> Task:
     """Return the task that a recipe means; raise TaskError, with a suggestion, for one that does not exist."""
     table = TaskTable(task=spec) if isinstance(spec, str) else spec
     form = Form(table.format_reward, table.untaught)
-    if table.task in BUILT_IN:
+    if table.task in BUILT_IN or table.task.startswith(PREFIX):
         if table.verifier is not None or table.name is not None:
             raise TaskError(f"the task {table.task} has its own verifier and name; leave both out")
-        return BUILT_IN[table.task](form=form)
+        return BUILT_IN[table.task](form=form) if table.task in BUILT_IN else load_gym(table.task, form)
     path = Path(table.task)
     if not path.exists():
         raise TaskError(f"there is no task and no file {table.task!r}{did_you_mean(table.task, BUILT_IN)}")
@@ -69,6 +70,12 @@ def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:
     return tasks
 
 
+def check_weights(weights: Sequence[float] | None, specs: Sequence[TaskSpec]) -> None:
+    """Raise RecipeError unless there is a weight above 0 for each task, or none at all."""
+    if weights is not None and (len(weights) != len(specs) or min(weights) <= 0):
+        raise RecipeError(f"weights is {list(weights)}: give one number above 0 for each of the {len(specs)} tasks.")
+
+
 def complaints(tasks: Sequence[Task]) -> list[str]:
     """Return a sentence for each task whose file has rows that could not be used, with their number and the first."""
     found = []
@@ -88,7 +95,7 @@ def fingerprint(specs: Sequence[TaskSpec]) -> str:
     digest = hashlib.sha256()
     for spec in specs:
         name = spec if isinstance(spec, str) else spec.task
-        if name in BUILT_IN:
+        if name in BUILT_IN or name.startswith(PREFIX):
             task = load_task(name)
             drawn = [asdict(e) for level in task.levels for e in task.examples("train", level, _DRAWN, 0)]
             digest.update(json.dumps(drawn, sort_keys=True).encode())

@@ -9,6 +9,7 @@ from typing import Any, Generic, TextIO, TypeVar
 from schoolhouse.core.errors import DataError
 
 CONVERSATIONS = "conversations.jsonl"  # the file of a stage that makes conversations
+REPLIES = "replies.jsonl"  # the file of a stage that asked for replies which nobody has judged yet
 ROLES = ("system", "user", "assistant")
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
+_HALF_TAG = re.compile(r"<\s*/?\s*(?:think|answer)\b")  # what a model writes that was paid for tags around anything
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def formed_share(text: str, *, thinking: bool = True) -> float:
         return 0.0
     done = 0
     for place, (tag, name) in enumerate(zip(found, wanted, strict=False)):
-        closes_nothing = place % 2 == 1 and not text[found[place - 1].end() : tag.start()].strip()
+        closes_nothing = place % 2 == 1 and not _says(text[found[place - 1].end() : tag.start()])
         if tag.group() != name or closes_nothing:
             break
         done += 1
@@ -84,7 +85,12 @@ def answer_of(text: str) -> str:
 def render_reply(reasoning: str | None, answer: str) -> str:
     """Write a well-formed reply; `parse_reply` undoes it for texts without tags and outer white space."""
     block = f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
-    return block if reasoning is None else f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n{block}"
+    return block if reasoning is None else render_thinking(reasoning) + block
+
+
+def render_thinking(reasoning: str) -> str:
+    """Write what comes before an answer."""
+    return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n"
 
 
 def _block(text: str, tags: list[tuple[str, int, int]], opening: str, closing: str) -> str | None:
@@ -114,7 +120,7 @@ def _problem(text: str, tags: list[tuple[str, int, int]], thinking: bool) -> str
     gaps = [text[a:b].strip() for a, b in zip(edges[::2], edges[1::2], strict=True)]
     for index, gap in enumerate(gaps):
         inside = index % 2 == 1
-        if inside and not gap:
+        if inside and not _says(gap):
             return f"nothing between {found[index - 1]} and {found[index]}"
         if not inside and gap:
             return f"text outside the blocks: {gap[:40]!r}"
@@ -169,6 +175,12 @@ class StreamSplitter:
             self._begun = True
             self._shown.add(self._kind)
             pieces.append((self._kind, body))
+
+
+def _says(text: str) -> bool:
+    """Whether a block says anything: white space and pieces of tags are nothing."""
+    rest = _HALF_TAG.sub("", text)
+    return bool(rest.strip() if rest == text else rest.strip(" \t\n\r<>/"))
 
 
 def _tag_start_at_end(text: str) -> int:

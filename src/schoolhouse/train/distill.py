@@ -1,8 +1,10 @@
 """The stage `train.distill`: an apprentice learns what a master would say next, at every token of a reply.
 
 Who writes the replies decides what is learnt. The master's own show the apprentice what it could not say yet; its own
-show the master's view of where it really goes wrong, and are the better school once they make sense.
-Sources: arXiv 2306.13649 (replies of the learner), arXiv 2306.08543 (reverse divergence).
+show the master's view of where it really goes wrong, and are the better school once they make sense. Several masters
+become one apprentice: what each of them knows is learnt on its own task's questions.
+Sources: arXiv 2306.13649 (replies of the learner), arXiv 2306.08543 (reverse divergence), arXiv 2606.19348, section
+5.1.2 (several masters).
 """
 
 from __future__ import annotations
@@ -34,17 +36,17 @@ from schoolhouse.train.grpo import SLOT_SHARE
 from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.optimizer import Kind, Optimizer
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.rollout import Rollouts, Sampler, check_asking, slots, training_levels
+from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots, training_levels
 from schoolhouse.train.rounding import rounding_for
 
 SHOWN = ("right", "length", "truncated", "rollout_tok_s")
 
 
 class Config(StageConfig):
-    """What `train.distill` reads: an apprentice, its master, and tasks whose questions are asked."""
+    """What `train.distill` reads: an apprentice, its master or masters, and tasks whose questions are asked."""
 
     model: Ref
-    master: Ref
+    master: Ref | list[Ref]  # one for all tasks, or one for each of them in their order
     tasks: list[TaskSpec] = Field(min_length=1)
     speaker: Literal["apprentice", "master"] = "apprentice"  # who writes the replies
     divergence: Divergence = "reverse"  # `reverse` seeks what the master holds likely, `forward` all of it, `jsd` both
@@ -69,6 +71,14 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    if isinstance(config.master, list) and len(config.master) != len(config.tasks):
+        raise RecipeError(
+            f"{len(config.master)} masters for {len(config.tasks)} tasks: give one for each, or one name."
+        )
+    if isinstance(config.master, list) and config.speaker == "master":
+        raise RecipeError(
+            "several masters do not speak: leave out speaker, and the apprentice's replies are corrected."
+        )
     if config.code_group is not None and config.codes is None:
         raise RecipeError(f"code_group is {config.code_group}, and codes is not set: set it, or leave out code_group.")
 
@@ -79,18 +89,24 @@ def fingerprint(config: Config) -> str:
 
 
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
-    """Bytes that the stage takes at most, estimated: the apprentice's training, the master, the replies of either."""
+    """Bytes that the stage takes at most, estimated: the apprentice's training, the masters, the replies of either."""
     own = inputs_meta.get(config.model, {}).get("num_params", 0)
-    master = inputs_meta.get(config.master, {}).get("num_params", 0)
-    speaks = master if config.speaker == "master" else own
-    return training_bytes(own, config.part_tokens) + 2 * master + int((2 + SLOT_SHARE * slots(config)) * speaks)
+    masters = sum(inputs_meta.get(name, {}).get("num_params", 0) for name in set(master_names(config)))
+    speaks = masters if config.speaker == "master" else own
+    return training_bytes(own, config.part_tokens) + 2 * masters + int((2 + SLOT_SHARE * slots(config)) * speaks)
+
+
+def master_names(config: Config) -> list[str]:
+    """The master of each task."""
+    return config.master if isinstance(config.master, list) else [config.master] * len(config.tasks)
 
 
 @dataclass(frozen=True)
 class Part(Laid):
-    """Some prompts and the replies to them in one row."""
+    """Some prompts and the replies to them in one row, all of one master's."""
 
     batch_tokens: int  # reply tokens of the whole batch
+    master: str
 
 
 class Lessons:
@@ -102,6 +118,7 @@ class Lessons:
         self._config, self._run = config, run
         self._sampler = Sampler(config, speaker, chat, tasks, run)
         self._levels = {name: training_levels(task) for name, task in tasks.items()}
+        self._masters = dict(zip(tasks, master_names(config), strict=True))
 
     def batch(self, step: int) -> Batch:
         """Sample and cut into parts."""
@@ -113,14 +130,16 @@ class Lessons:
         return rng.choice(self._levels[task])
 
     def _parts(self, rollouts: Rollouts) -> Sequence[Part]:
-        groups = rollouts.groups
-        sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
-        cuts, device = even_cuts(sizes, self._config.part_tokens), self._run.runtime.device
+        by_master: dict[str, list[Group]] = {}
+        for group in rollouts.groups:
+            by_master.setdefault(self._masters[group.task], []).append(group)
         parts = []
-        for cut in cuts:
-            replies = [[s.ids for s in groups[i].samples] for i in cut]
-            laid = lay_out([groups[i].prompt for i in cut], replies, device)
-            parts.append(Part(**vars(laid), batch_tokens=rollouts.made))
+        for name, groups in by_master.items():
+            sizes = [len(g.prompt) + sum(len(s.ids) for s in g.samples) for g in groups]
+            for cut in even_cuts(sizes, self._config.part_tokens):
+                replies = [[s.ids for s in groups[i].samples] for i in cut]
+                laid = lay_out([groups[i].prompt for i in cut], replies, self._run.runtime.device)
+                parts.append(Part(**vars(laid), batch_tokens=rollouts.made, master=name))
         return parts
 
     def state(self) -> dict[str, Any]:
@@ -132,22 +151,26 @@ class Lessons:
 
 
 class MasterObjective:
-    """The mean divergence from the master over the replies' tokens."""
+    """The mean divergence from the masters over the replies' tokens, each on its own task's."""
 
-    def __init__(self, master: Transformer, kind: Divergence) -> None:
-        self._master, self._kind = master, kind
+    def __init__(self, masters: Mapping[str, Transformer], kind: Divergence) -> None:
+        self._masters, self._kind = masters, kind
 
     def __call__(self, model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
         """See `fit.Objective`."""
+        master = self._masters[part.master]
         with torch.no_grad():
-            theirs = self._master.hidden(part.ids, part.context)[0][part.sources]  # (M, D of the master)
+            theirs = master.hidden(part.ids, part.context)[0][part.sources]  # (M, D of the master)
         own = model.hidden(part.ids, part.context).squeeze(0).index_select(0, part.sources)  # (M, D)
         head_bias = model.lm_head.bias if model.config.head_bias else None
         losses = token_divergence(
             own, model.head_weight, head_bias, model.config.final_logit_softcapping,
-            lambda rows: self._master.head(theirs[rows]), self._kind,
+            lambda rows: master.head(theirs[rows]), self._kind,
         )  # fmt: skip
-        return losses.sum() / part.batch_tokens, {}
+        figures = (
+            {f"from {part.master}": float(losses.detach().sum()) / part.batch_tokens} if len(self._masters) > 1 else {}
+        )
+        return losses.sum() / part.batch_tokens, figures
 
 
 def same_ids(model: Path, master: Path) -> None:
@@ -162,28 +185,36 @@ def same_ids(model: Path, master: Path) -> None:
         )
 
 
-def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
-    """Teach `model` to say what `master` would, until the steps or the stage's time are spent."""
-    source, above = inputs[config.model].path, inputs[config.master].path
-    same_ids(source, above)
-    chat = ChatFormat.load(source)
-    tasks = {task.name: task for task in load_tasks(config.tasks)}
-    for complaint in complaints(list(tasks.values())):
-        run.log.warn(complaint)
-    model = load_model(source, run.runtime.dtype, run.runtime.device)
-    master = load_model(above, run.runtime.dtype, run.runtime.device).requires_grad_(False)
+def _master(folder: Path, model: Transformer, run: Run) -> Transformer:
+    master = load_model(folder, run.runtime.dtype, run.runtime.device).requires_grad_(False)
     if model.config.vocab_size != master.config.vocab_size:
         raise RecipeError(
             f"The master's head has {master.config.vocab_size} rows, the apprentice's {model.config.vocab_size}, for "
             "the same vocabulary: take two checkpoints that are filled up alike."
         )
-    sizes = f"{model.config.num_params():,} parameters learn from {master.config.num_params():,}"
-    run.log.info(f"{sizes}; kernels for replies: {status()}")
+    return master
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Teach `model` to say what `master` would, until the steps or the stage's time are spent."""
+    source = inputs[config.model].path
+    above = {name: inputs[name].path for name in master_names(config)}
+    for folder in above.values():
+        same_ids(source, folder)
+    chat = ChatFormat.load(source)
+    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    for complaint in complaints(list(tasks.values())):
+        run.log.warn(complaint)
+    model = load_model(source, run.runtime.dtype, run.runtime.device)
+    masters = {name: _master(folder, model, run) for name, folder in above.items()}
+    sizes = " and ".join(f"{master.config.num_params():,}" for master in masters.values())
+    run.log.info(f"{model.config.num_params():,} parameters learn from {sizes}; kernels for replies: {status()}")
     rounding = rounding_for(model, config.codes, config.code_group) if config.codes else None
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay, rounding=rounding)
-    lessons = Lessons(config, master if config.speaker == "master" else model, chat, tasks, run)
+    speaker = next(iter(masters.values())) if config.speaker == "master" else model
+    lessons = Lessons(config, speaker, chat, tasks, run)
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
-    steps = fit(model, lessons, MasterObjective(master, config.divergence), optimizer, course, run)
+    steps = fit(model, lessons, MasterObjective(masters, config.divergence), optimizer, course, run)
     if rounding is not None:
         optimizer.unround()
         out.meta |= {"codes": config.codes, "code_group": config.code_group}

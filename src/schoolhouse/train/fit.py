@@ -18,7 +18,7 @@ from schoolhouse.core.runtime import release_memory
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.train.balance import Balance, Balancing
 from schoolhouse.train.checkpoint import load_checkpoint, save_checkpoint
-from schoolhouse.train.optimizer import Optimizer, learning_rate
+from schoolhouse.train.optimizer import Mover, learning_rate
 
 SAVE_EVERY_S = 240.0
 METRICS = "metrics.jsonl"
@@ -105,7 +105,7 @@ class _Learner:
 
     model: Transformer
     objective: Objective
-    optimizer: Optimizer
+    optimizer: Mover
     balance: Balance
 
     def save(self, folder: Path, done: int, source: Source) -> None:
@@ -124,9 +124,7 @@ class _Learner:
         return int(facts["step"])
 
 
-def fit(
-    model: Transformer, source: Source, objective: Objective, optimizer: Optimizer, course: Course, run: Run
-) -> int:
+def fit(model: Transformer, source: Source, objective: Objective, optimizer: Mover, course: Course, run: Run) -> int:
     """Train until the course, the source or the stage's time ends; returns the number of steps.
 
     Resumes from the checkpoint in `run.scratch` and writes one every `course.save_every_s`, on an interrupt and at the

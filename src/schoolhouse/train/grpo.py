@@ -24,7 +24,6 @@ from schoolhouse.core.config import Duration, Ref, StageConfig
 from schoolhouse.core.errors import RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.native import status
-from schoolhouse.model.reward import RewardModel, load_reward_model
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
@@ -34,9 +33,11 @@ from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.reply import reasoning_of
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, share_done
+from schoolhouse.train.judge import Judge, load_judge
 from schoolhouse.train.ladder import Ladder
 from schoolhouse.train.layout import Laid, lay_out
-from schoolhouse.train.optimizer import Kind, Optimizer
+from schoolhouse.train.lora import check_lora, mover
+from schoolhouse.train.optimizer import Kind
 from schoolhouse.train.policy import (
     METHODS,
     Advantage,
@@ -56,7 +57,6 @@ from schoolhouse.train.policy import (
     win_rates,
 )
 from schoolhouse.train.result import keep_model, training_bytes
-from schoolhouse.train.reward import judged
 from schoolhouse.train.rollout import Group, Rollouts, Sampler, check_asking, slots, training_levels
 
 SAMPLES = "samples.jsonl"
@@ -81,6 +81,7 @@ class Config(StageConfig):
     floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
+    lora: int | None = Field(default=None, ge=1)  # rank of the differences that are learnt instead of all weights
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=112, ge=8)
     level_up: float = Field(default=0.7, gt=0, le=1)
@@ -97,7 +98,7 @@ class Config(StageConfig):
     bounds: tuple[float, float] = (0.5, 2.0)  # of it: how many times as likely a token may be to the learner
     language: str | None = None  # of the reasoning, two letters; sentences surely of another one earn less
     language_reward: float = Field(default=0.1, ge=0)  # what reasoning wholly in that language is worth
-    preference: Ref | None = None  # a reward model, for questions whose answers no task can check (verifier "open")
+    preference: Ref | None = None  # a reward model, or a model that is asked, where no task can check (verifier "open")
     preference_reward: float = Field(default=1.0, gt=0)  # what an answer is worth that is surely the best of its group
     preference_from: float = Field(default=0.0, ge=0, lt=1)  # share of the course after which it counts
     overlong: float = Field(default=0.0, ge=0, le=1)  # last share of max_new_tokens, where reward falls by up to 1
@@ -115,6 +116,7 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    check_lora(config)
     if config.language is not None:
         check_language(config.language)
     for key, switch, off in (
@@ -144,7 +146,8 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
     replies = 2 * params + int(SLOT_SHARE * params * slots(config))
     judge = 2 * inputs_meta.get(config.preference or "", {}).get("num_params", 0)
-    return training_bytes(params, config.part_tokens) + replies + judge + (2 * params if config.kl > 0 else 0)
+    training = training_bytes(params, config.part_tokens, lora=config.lora is not None)
+    return training + replies + judge + (2 * params if config.kl > 0 else 0)
 
 
 @dataclass(frozen=True)
@@ -218,18 +221,16 @@ class GroupObjective:
 
 
 class Preference:
-    """What a reward model makes of the replies to one question: how surely each is the best of its group."""
+    """What a judge makes of the replies to one question: how surely each is the best of its group."""
 
-    def __init__(self, judge: RewardModel, chat: ChatFormat, tasks: Mapping[str, Task]) -> None:
-        self._judge, self._chat, self._tasks = judge, chat, tasks
+    def __init__(self, judge: Judge, tasks: Mapping[str, Task]) -> None:
+        self._judge, self._tasks = judge, tasks
 
     def __call__(self, group: Group) -> Tensor:
         """(G,), each in [0, 1]: the mean probability to be preferred to another reply of the group."""
         example = Example("", group.task, group.level, group.question, group.answer)
         asked = self._tasks[group.task].conversation(example)
-        device = next(self._judge.parameters()).device
-        found = judged(self._judge, self._chat, asked, [s.text for s in group.samples], device)
-        return win_rates(torch.tensor(found))
+        return win_rates(torch.tensor(self._judge(asked, [s.text for s in group.samples])))
 
 
 class Rehearsal:
@@ -391,15 +392,14 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     reference = load_model(source, run.runtime.dtype, run.runtime.device) if config.kl > 0 else None
     run.log.info(f"kernels for replies: {status()}")
-    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    optimizer = mover(model, config, run)
     objective = GroupObjective(config, reference)
     preferred = None
     if config.preference is not None:
-        judge = load_reward_model(inputs[config.preference].path, run.runtime.dtype, run.runtime.device)
-        preferred = Preference(judge, ChatFormat.load(inputs[config.preference].path), tasks)
+        preferred = Preference(load_judge(inputs[config.preference].path, run), tasks)
     rehearsal = Rehearsal(config, model, chat, tasks, run, lambda part: objective.corrected(model, part), preferred)
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
     steps = fit(model, rehearsal, objective, optimizer, course, run)
-    keep_model(model, source, steps, run, out)
+    keep_model(model, source, steps, run, out, optimizer)
     if (run.scratch / SAMPLES).exists():
         shutil.copyfile(run.scratch / SAMPLES, out.path / SAMPLES)

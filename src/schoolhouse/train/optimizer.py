@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,19 @@ from schoolhouse.train.rounding import Rounding
 Kind = Literal["adamw", "muon"]
 
 CHUNK = 1 << 24  # weights that take their step together, or one matrix
+
+
+class Mover(Protocol):
+    """What moves a network's weights by the slopes that it holds."""
+
+    def step(self, lr: float) -> float:
+        """Move once and return the slopes' norm."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `tensors()` gave."""
 
 
 class Optimizer:
@@ -51,7 +64,7 @@ class Optimizer:
             if weight.requires_grad:
                 sum_in_place(weight)
         self._parts: list[tuple[list[str], torch.optim.Optimizer]] = []
-        hidden = [n for n, m in self._masters.items() if kind == "muon" and _is_hidden_matrix(n, m)]
+        hidden = [n for n, m in self._masters.items() if kind == "muon" and is_hidden_matrix(n, m)]
         if hidden:
             matrices = [self._masters[n] for n in hidden]
             muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -158,7 +171,7 @@ class Optimizer:
                     part.state[weight] = held
 
 
-def _is_hidden_matrix(name: str, weight: Tensor) -> bool:
+def is_hidden_matrix(name: str, weight: Tensor) -> bool:
     """Whether Muon moves a weight: a layer's matrices, but not a router's, whose rows are one vector an expert."""
     return weight.ndim == 2 and ".layers." in name and not name.endswith(".mlp.gate.weight")
 

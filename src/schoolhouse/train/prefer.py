@@ -24,7 +24,8 @@ from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.layout import Laid, lay_out
-from schoolhouse.train.optimizer import Kind, Optimizer
+from schoolhouse.train.lora import check_lora, mover
+from schoolhouse.train.optimizer import Kind
 from schoolhouse.train.ratings import Rated, pairs_as_ids, ratings_as_ids, shuffled, split_ratings
 from schoolhouse.train.result import keep_model, training_bytes
 
@@ -44,15 +45,21 @@ class Config(StageConfig):
     floor: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
+    lora: int | None = Field(default=None, ge=1)  # rank of the differences that are learnt instead of all weights
     max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
     part_tokens: int = Field(default=1024, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S
 
 
+def check(config: Config) -> None:
+    """Raise RecipeError for keys that do not go together."""
+    check_lora(config)
+
+
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
     """Bytes that the stage takes at most, estimated: the policy's training, and the reference."""
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
-    return training_bytes(params, config.part_tokens) + 2 * params
+    return training_bytes(params, config.part_tokens, lora=config.lora is not None) + 2 * params
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     model = load_model(source, run.runtime.dtype, device)
     reference = load_model(source, run.runtime.dtype, device).requires_grad_(False)
     before = likelier(reference, tests, config.part_tokens, device)
-    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    optimizer = mover(model, config, run)
     batches = Preferences(rows, config, run)
     run.log.info(f"{len(rows)} rows to learn from, {len(tests)} pairs held out; {batches.steps} steps")
     course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
@@ -184,5 +191,5 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     run.log.info(
         f"of {len(tests)} held-out pairs the preferred reply is the likelier one in {after}; before in {before}"
     )
-    keep_model(model, source, steps, run, out)
+    keep_model(model, source, steps, run, out, optimizer)
     out.meta |= {"rows": len(rows), "held_out": len(tests), "held_out_before": before, "held_out_after": after}

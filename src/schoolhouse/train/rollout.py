@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from schoolhouse.core.errors import DataError, RecipeError
+from schoolhouse.core.errors import DataError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.transformer import Transformer
-from schoolhouse.tasks.load import TaskSpec, load_tasks
+from schoolhouse.tasks.load import TaskSpec, check_weights, load_tasks
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 
@@ -133,10 +133,7 @@ class Asking(Protocol):
 def check_asking(config: Asking) -> None:
     """Raise TaskError or RecipeError if tasks or their weights do not fit together."""
     load_tasks(config.tasks)
-    if config.weights is not None and (len(config.weights) != len(config.tasks) or min(config.weights) <= 0):
-        raise RecipeError(
-            f"weights is {config.weights}: give one number above 0 for each of the {len(config.tasks)} tasks."
-        )
+    check_weights(config.weights, config.tasks)
 
 
 def slots(config: Asking) -> int:

@@ -11,13 +11,14 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
-from schoolhouse.core.errors import DataError
+from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.native import status
 from schoolhouse.model.weights import load_model
@@ -27,7 +28,14 @@ from schoolhouse.tasks.task import Example, Task, example_id
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.preferences import RATINGS, Rating, write_ratings
-from schoolhouse.text.records import CONVERSATIONS, Conversation, read_conversations, write_conversations
+from schoolhouse.text.records import (
+    CONVERSATIONS,
+    REPLIES,
+    Conversation,
+    read_conversations,
+    read_rows,
+    write_conversations,
+)
 from schoolhouse.text.reply import reasoning_of
 from schoolhouse.train.fit import is_over
 from schoolhouse.train.grpo import SLOT_SHARE
@@ -37,9 +45,10 @@ RUN = 4  # words of a run that should not come again
 
 
 class Config(StageConfig):
-    """What `train.sample` reads: a model that is often right, and tasks that can judge it."""
+    """What `train.sample` reads: a model that is often right, or its replies, and tasks that can judge them."""
 
-    model: Ref
+    model: Ref | None = None  # that is asked, or else
+    replies: Ref | None = None  # a stage `get.replies`, where somebody else was asked: these are judged
     tasks: list[TaskSpec] = Field(min_length=1)
     weights: list[float] | None = None  # share of the questions that each task gets; equal without it
     rounds: int = Field(default=8, ge=1)  # at most; the stage's time ends them sooner
@@ -56,6 +65,8 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks or numbers do not fit together."""
     check_asking(config)
+    if (config.model is None) == (config.replies is None):
+        raise RecipeError("give a model that is asked, or replies of a stage get.replies, and not both.")
     if config.language is not None:
         check_language(config.language)
 
@@ -67,7 +78,7 @@ def fingerprint(config: Config) -> str:
 
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
     """Bytes that the stage takes at most, estimated: the model, the copy of it that is laid out, and the replies."""
-    params = inputs_meta.get(config.model, {}).get("num_params", 0)
+    params = inputs_meta.get(config.model or "", {}).get("num_params", 0)
     return int((4 + SLOT_SHARE * slots(config)) * params)
 
 
@@ -136,23 +147,51 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
     Raises DataError if nothing was right, Stopped after an interrupt, BudgetError when the recipe's time is spent.
     """
-    source = inputs[config.model].path
-    chat = ChatFormat.load(source)
     tasks = {task.name: task for task in load_tasks(config.tasks)}
     for complaint in complaints(list(tasks.values())):
         run.log.warn(complaint)
+    harvest = Harvest(config.keep, config.repeats, config.language)
+    if config.replies is not None:
+        harvest.add(_judged(inputs[config.replies], tasks), tasks)
+    elif config.model is not None:
+        out.meta |= _ask(config, inputs[config.model].path, tasks, harvest, run)
+    _write(config, inputs, harvest, run, out)
+
+
+def _ask(config: Config, source: Path, tasks: Mapping[str, Task], harvest: Harvest, run: Run) -> dict[str, Any]:
+    """Round after round, for as long as the rounds or the time last."""
+    chat = ChatFormat.load(source)
     run.log.info(f"kernels for replies: {status()}")
     model = load_model(source, run.runtime.dtype, run.runtime.device).requires_grad_(False)
     sampler = Sampler(config, model, chat, tasks, run, kept=config.rounds)
     levels = {name: training_levels(task) for name, task in tasks.items()}
-    harvest, seconds, done = Harvest(config.keep, config.repeats, config.language), 0.0, 0
+    seconds, done = 0.0, 0
     while done < config.rounds and not is_over(run, f"round {done}"):
         found = sampler.rollouts(done, lambda task, rng: rng.choice(levels[task]))
         harvest.add(found.groups, tasks)
         seconds, done = seconds + found.seconds, done + 1
         run.log.step(done, config.rounds, kept=len(harvest.kept), **_shown(found))
-    _write(config, inputs, harvest, run, out)
-    out.meta |= {"rounds": done, "sampling_seconds": seconds}
+    return {"rounds": done, "sampling_seconds": seconds}
+
+
+def _judged(replies: Artifact, tasks: Mapping[str, Task]) -> list[Group]:
+    """What somebody else said, as if it had been sampled here. Raises DataError for another task's questions."""
+    groups = []
+    rows = read_rows(replies.file(REPLIES))
+    if rows.bad:
+        raise DataError(f"{replies.file(REPLIES)}: {len(rows.bad)} bad rows, the first: {rows.bad[0]}")
+    for row in rows.good:
+        task = tasks.get(row["task"])
+        if task is None:
+            named = ", ".join(tasks)
+            raise DataError(f"the replies answer the task {row['task']!r}, and tasks are {named}: name it, too.")
+        example = Example(row["id"], row["task"], row["level"], row["question"], row["answer"])
+        samples = []
+        for said in row["replies"]:
+            verdict = task.judge(example, said["text"])
+            samples.append(Sample([], [], said["finish_reason"], said["text"], verdict.score, verdict.parts))
+        groups.append(Group(example.task, example.level, example.question, example.answer, [], samples))
+    return groups
 
 
 def _shown(found: Rollouts) -> dict[str, Any]:
@@ -174,12 +213,19 @@ def _write(config: Config, inputs: Mapping[str, Artifact], harvest: Harvest, run
     write_ratings(out.path / RATINGS, harvest.ratings)
     share = harvest.replies["kept"] / total
     out.meta |= {"rows": len(rows), "beside": len(beside), "replies": counts, "kept_share": share}
-    (out.path / "README.md").write_text(_card(harvest, len(beside), inputs[config.model]), encoding="utf-8")
+    speaker = inputs[config.model or config.replies or ""]
+    (out.path / "README.md").write_text(_card(harvest, len(beside), speaker), encoding="utf-8")
     others = ", ".join(f"{n} {word}" for word, n in counts.items() if word != "kept")
     run.log.info(f"kept {len(harvest.kept)} of {total} replies ({share:.0%}; {others}); {len(beside)} rows beside them")
 
 
-def _card(harvest: Harvest, beside: int, model: Artifact) -> str:
+def _speaker(speaker: Artifact) -> str:
+    if "endpoint" in speaker.meta:
+        return f"{speaker.meta['model']} at {speaker.meta['endpoint']} (artifact {speaker.id})"
+    return f"the model of artifact {speaker.id}"
+
+
+def _card(harvest: Harvest, beside: int, speaker: Artifact) -> str:
     table = [f"| {word} | {n} |" for word, n in harvest.replies.most_common()]
     lines = [
         "# Replies of a model, the right ones",
@@ -192,8 +238,9 @@ def _card(harvest: Harvest, beside: int, model: Artifact) -> str:
         "|---|---|",
         *table,
         "",
-        f"- Every reply was written by the model of artifact {model.id} and judged by the question's task; nobody",
+        f"- Every reply was written by {_speaker(speaker)} and judged by the question's task; nobody",
         "  read it.",
+        *(f"- Terms of the endpoint, as the recipe stated them: {term}" for term in speaker.meta.get("terms", ())),
         '- "rambling" replies repeat themselves; "one more" are right, too, but more than were asked for.',
         "- Questions are of the training split.",
         "",

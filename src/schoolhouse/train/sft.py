@@ -23,7 +23,8 @@ from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
 from schoolhouse.text.records import CONVERSATIONS, read_conversations
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
-from schoolhouse.train.optimizer import Kind, Optimizer
+from schoolhouse.train.lora import check_lora, mover
+from schoolhouse.train.optimizer import Kind
 from schoolhouse.train.result import keep_model, training_bytes
 
 
@@ -38,14 +39,21 @@ class Config(StageConfig):
     floor: float = Field(default=0.1, ge=0, le=1)  # share of lr at the end of its cosine
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
+    lora: int | None = Field(default=None, ge=1)  # rank of the differences that are learnt instead of all weights
     max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
     part_tokens: int = Field(default=768, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
 
 
+def check(config: Config) -> None:
+    """Raise RecipeError for keys that do not go together."""
+    check_lora(config)
+
+
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
     """Bytes that the stage takes at most, estimated."""
-    return training_bytes(inputs_meta.get(config.model, {}).get("num_params", 0), config.part_tokens)
+    params = inputs_meta.get(config.model, {}).get("num_params", 0)
+    return training_bytes(params, config.part_tokens, lora=config.lora is not None)
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         raise DataError(
             f"The longest conversation has {longest} tokens, the model's context holds {room}: cut the text."
         )
-    optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
+    optimizer = mover(model, config, run)
     batches = Conversations(rows, config, run)
     share = sum(sum(r.loss_mask) for r in rows) / sum(len(r.ids) for r in rows)
     run.log.info(
@@ -178,6 +186,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     )
     course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
     steps = fit(model, batches, cross_entropy, optimizer, course, run)
-    keep_model(model, source, steps, run, out)
+    keep_model(model, source, steps, run, out, optimizer)
     if system is not None:
         (out.path / SYSTEM_FILE).write_text(system + "\n", encoding="utf-8")
