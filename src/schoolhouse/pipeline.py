@@ -47,6 +47,7 @@ STAGES: Mapping[str, str] = {
     "train.sample": "schoolhouse.train.sample",
     "train.reward": "schoolhouse.train.reward",
     "train.prefer": "schoolhouse.train.prefer",
+    "train.record": "schoolhouse.train.record",
     "train.distill": "schoolhouse.train.distill",
     "compress.prune": "schoolhouse.compress.prune",
     "compress.latent": "schoolhouse.compress.latent",

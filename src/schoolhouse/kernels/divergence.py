@@ -16,6 +16,9 @@ from torch import Tensor
 Divergence = Literal["reverse", "forward", "jsd"]
 
 BLOCK_ROWS = 128
+TINY = 1e-8  # least probability of the bucket of tokens that were not recorded
+
+Judge = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 def token_divergence(
@@ -29,8 +32,38 @@ def token_divergence(
     the middle. Sources: arXiv 2306.08543, section 2.1 (reverse); arXiv 1503.02531, section 2 (forward); arXiv
     2306.13649, eq. 2 (jsd).
     """
-    out: Tensor = _Divergence.apply(hidden, weight, bias, cap, master, kind)
+
+    def judge(rows: slice, own: Tensor) -> tuple[Tensor, Tensor]:
+        return _divergence_and_slope(own, master(rows).float().log_softmax(-1), kind)
+
+    out: Tensor = _Divergence.apply(hidden, weight, bias, cap, judge)
     return out
+
+
+def recorded_divergence(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, ids: Tensor, logprobs: Tensor
+) -> Tensor:
+    """KL(master || own) at each token, (N,) fp32, where of the master only its likeliest tokens are known.
+
+    ids, logprobs: (N, K), those tokens and their log-probabilities. Everything else is one bucket: without it the own
+    network would be taught that nothing else can come. Else as `token_divergence`.
+    """
+
+    def judge(rows: slice, own: Tensor) -> tuple[Tensor, Tensor]:
+        return _recorded_and_slope(own, ids[rows], logprobs[rows])
+
+    out: Tensor = _Divergence.apply(hidden, weight, bias, cap, judge)
+    return out
+
+
+def recorded_plain(own: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+    """The same from the own logits, (..., V), by torch's own operations: the twin."""
+    q = own.float().log_softmax(-1)
+    named = q.gather(-1, ids)  # (..., K)
+    p = logprobs.float().exp()
+    rest = (1 - p.sum(-1)).clamp(min=TINY)
+    own_rest = (1 - named.exp().sum(-1)).clamp(min=TINY)
+    return (p * (logprobs - named)).sum(-1) + rest * (rest.log() - own_rest.log())
 
 
 def divergence_plain(own: Tensor, master: Tensor, kind: Divergence) -> Tensor:
@@ -47,10 +80,11 @@ def divergence_plain(own: Tensor, master: Tensor, kind: Divergence) -> Tensor:
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None,
-        master: Callable[[slice], Tensor], kind: Divergence,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, judge: Judge,
     ) -> Tensor:  # fmt: skip
-        """See `token_divergence`."""
+        """See `token_divergence`. judge: of a slice of the rows and their own log-probabilities the divergence of each
+        and its derivative by the own logits.
+        """
         rows, keep = len(hidden), any(ctx.needs_input_grad)
         found = torch.empty(rows, dtype=torch.float32, device=hidden.device)
         slopes = hidden.new_empty(rows if keep else 0, len(weight))  # (N, V)
@@ -61,8 +95,7 @@ class _Divergence(torch.autograd.Function):
             if cap is not None:
                 logits = torch.tanh(logits / cap) * cap
                 bend = 1 - (logits / cap).square()
-            p, q = logits.log_softmax(-1), master(block).float().log_softmax(-1)
-            found[block], slope = _divergence_and_slope(p, q, kind)
+            found[block], slope = judge(block, logits.log_softmax(-1))
             if keep:
                 slopes[block] = slope if bend is None else slope.mul_(bend)
         ctx.save_for_backward(hidden, weight, slopes)
@@ -76,7 +109,7 @@ class _Divergence(torch.autograd.Function):
         slopes = slopes.mul_(grad[:, None].to(slopes.dtype))
         grad_hidden = torch.mm(slopes, weight) if need_hidden else None
         grad_weight = torch.mm(slopes.t(), hidden) if need_weight else None
-        return grad_hidden, grad_weight, slopes.sum(0) if need_bias else None, None, None, None
+        return grad_hidden, grad_weight, slopes.sum(0) if need_bias else None, None, None
 
 
 def _divergence_and_slope(p: Tensor, q: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
@@ -93,3 +126,16 @@ def _divergence_and_slope(p: Tensor, q: Tensor, kind: Divergence) -> tuple[Tenso
     gap = p - middle
     mean = (own * gap).sum(-1)
     return (mean + (other * (q - middle)).sum(-1)) / 2, own * (gap - mean[:, None]) / 2
+
+
+def _recorded_and_slope(q: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_divergence_and_slope`, from own log-probabilities (n, V) and the master's of some tokens (n, K)."""
+    named = q.gather(-1, ids)
+    p = logprobs.float().exp()
+    rest = (1 - p.sum(-1, keepdim=True)).clamp(min=TINY)  # (n, 1)
+    own_rest = (1 - named.exp().sum(-1, keepdim=True)).clamp(min=TINY)
+    found = (p * (logprobs - named)).sum(-1) + (rest * (rest.log() - own_rest.log())).squeeze(-1)
+    # What the master gives the bucket is spread over it as the own network would.
+    slope = q.exp() * (1 - rest / own_rest)  # (n, V)
+    slope.scatter_(-1, ids, named.exp() - p)
+    return found, slope

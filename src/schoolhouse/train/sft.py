@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from schoolhouse.text.records import CONVERSATIONS, read_conversations
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
 from schoolhouse.train.lora import check_lora, mover
 from schoolhouse.train.optimizer import Kind
+from schoolhouse.train.recorded import read_record, recorded_loss
 from schoolhouse.train.result import keep_model, training_bytes
 
 
@@ -33,6 +34,7 @@ class Config(StageConfig):
 
     model: Ref
     data: Ref
+    record: Ref | None = None  # a stage `train.record` of the same data: what a master holds likely is learnt instead
     epochs: float = Field(default=2.0, gt=0)
     batch: int = Field(default=16, ge=1)  # conversations a step
     lr: float = Field(default=1e-4, gt=0)  # right for 0.1-0.5B parameters; a tenth of it for 7B
@@ -66,6 +68,7 @@ class Part:
     targets: Tensor
     share: float  # of one over the batch's learnt tokens
     texts: Sequence[int]
+    says: tuple[Tensor, Tensor] | None = None  # what a master holds likely at each, where that is learnt
 
 
 def check_mask(rendered: Rendered, where: str) -> None:
@@ -109,11 +112,20 @@ def usual_system(data: Artifact) -> str | None:
     return said.most_common(1)[0][0] if said.total() > len(rows) / 2 else None
 
 
-def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Part:
-    """Lay conversations end to end. learnt: number of learnt tokens in the whole batch."""
+def places_of(row: Rendered) -> list[int]:
+    """Where the learnt tokens of a conversation stand."""
+    return [i for i, learn in enumerate(row.loss_mask) if learn and i > 0]
+
+
+def make_part(
+    rows: Sequence[Rendered], learnt: int, device: torch.device, says: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Part:
+    """Lay conversations end to end. learnt: number of learnt tokens in the whole batch; says: of each conversation what
+    a master holds likely there.
+    """
     sources, targets, start = [], [], 0
     for row in rows:
-        places = [i for i, learn in enumerate(row.loss_mask) if learn and i > 0]
+        places = places_of(row)
         sources += [start + i - 1 for i in places]
         targets += [row.ids[i] for i in places]
         start += len(row.ids)
@@ -121,9 +133,9 @@ def make_part(rows: Sequence[Rendered], learnt: int, device: torch.device) -> Pa
     ids = torch.tensor([i for row in rows for i in row.ids] + [0] * fill, device=device)[None]  # (1, N)
     context = Packed([len(row.ids) for row in rows] + [fill] * (fill > 0), device=device)
     texts = [len(row.ids) for row in rows]
-    return Part(
-        ids, context, torch.tensor(sources, device=device), torch.tensor(targets, device=device), 1.0 / learnt, texts
-    )
+    joined = (torch.cat([s[0] for s in says]).to(device), torch.cat([s[1] for s in says]).to(device)) if says else None
+    at, wanted = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+    return Part(ids, context, at, wanted, 1.0 / learnt, texts, joined)
 
 
 def cross_entropy(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]:
@@ -136,28 +148,34 @@ def cross_entropy(model: Transformer, part: Part) -> tuple[Tensor, dict[str, flo
 class Conversations:
     """Batches of conversations, shuffled anew in each epoch; a function of the seed and the step alone."""
 
-    def __init__(self, rows: Sequence[Rendered], config: Config, run: Run) -> None:
-        self._rows, self._config, self._run = rows, config, run
+    def __init__(
+        self, rows: Sequence[Rendered], config: Config, run: Run,
+        says: Callable[[int], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
+        """says: of a conversation by its number what a master holds likely."""
+        self._rows, self._config, self._run, self._says = rows, config, run, says
         self._order: tuple[int, list[int]] = (-1, [])
         self.steps = max(1, round(config.epochs * len(rows) / config.batch))
 
     def batch(self, step: int) -> Batch:
         """See `Source.batch`; the last batch of an epoch reaches into the next."""
         size = self._config.batch
-        picked = [self._row(i) for i in range(step * size, (step + 1) * size)]
+        numbers = [self._number(i) for i in range(step * size, (step + 1) * size)]
+        picked = [self._rows[i] for i in numbers]
         learnt = sum(sum(row.loss_mask[1:]) for row in picked)
         cuts = even_cuts([len(row.ids) for row in picked], self._config.part_tokens)
         device = self._run.runtime.device
-        parts = [make_part([picked[i] for i in cut], learnt, device) for cut in cuts]
+        said = [[self._says(numbers[i]) for i in cut] if self._says else [] for cut in cuts]
+        parts = [make_part([picked[i] for i in cut], learnt, device, s) for cut, s in zip(cuts, said, strict=True)]
         return Batch([parts], sum(len(row.ids) for row in picked), {"learnt_tokens": learnt})
 
-    def _row(self, index: int) -> Rendered:
+    def _number(self, index: int) -> int:
         epoch, place = divmod(index, len(self._rows))
         if self._order[0] != epoch:
             order = list(range(len(self._rows)))
             random.Random(f"{self._run.seed}/{epoch}").shuffle(order)
             self._order = (epoch, order)
-        return self._rows[self._order[1][place]]
+        return self._order[1][place]
 
     def state(self) -> dict[str, Any]:
         """Nothing: the step says it all."""
@@ -179,13 +197,17 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
             f"The longest conversation has {longest} tokens, the model's context holds {room}: cut the text."
         )
     optimizer = mover(model, config, run)
-    batches = Conversations(rows, config, run)
+    says, objective = None, cross_entropy
+    if config.record is not None:
+        targets = [[row.ids[i] for i in places_of(row)] for row in rows]
+        says, objective = read_record(inputs[config.record], ChatFormat.load(source), targets).of, recorded_loss
+    batches = Conversations(rows, config, run, says)
     share = sum(sum(r.loss_mask) for r in rows) / sum(len(r.ids) for r in rows)
     run.log.info(
         f"{len(rows)} conversations, {share:.0%} of the tokens are learnt, {batches.steps} steps of {config.batch}"
     )
     course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
-    steps = fit(model, batches, cross_entropy, optimizer, course, run)
+    steps = fit(model, batches, objective, optimizer, course, run)
     keep_model(model, source, steps, run, out, optimizer)
     if system is not None:
         (out.path / SYSTEM_FILE).write_text(system + "\n", encoding="utf-8")
