@@ -105,34 +105,35 @@ def test_the_loss_is_the_mean_divergence_over_the_replies_tokens(apprentice, mas
 
 
 def test_of_several_masters_each_corrects_its_own_task(apprentice, master, tmp_path):
-    """One says blue, the other red; the apprentice comes to say blue to the one's questions and red to the other's."""
-    rows = [
-        json.dumps({"question": q, "answer": "blue", "split": "train" if i else "test"})
-        for i, q in enumerate(QUESTIONS)
-    ]
-    others = [
-        json.dumps({"question": f"{q} Really?", "answer": "red", "split": s}) for q in QUESTIONS for s in ("train",)
-    ]
-    others[0] = others[0].replace('"train"', '"test"')
-    for name, lines in (("first", rows), ("second", others)):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    for name, asked in (("first", QUESTIONS[:4]), ("second", QUESTIONS[4:])):
+        rows = [{"question": q, "answer": "blue", "split": "train" if i else "test"} for i, q in enumerate(asked)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = [{"task": str(tmp_path / f"{name}.jsonl"), "verifier": "exact"} for name in ("first", "second")]
-    red = taught(tmp_path / "red", ["red", "red"])
     config = distill.Config(
-        model="own",
-        master=["master", "red"],
-        tasks=tasks,
-        steps=60,
-        prompts=12,
-        lr=2e-3,
-        max_new_tokens=70,
-        part_tokens=512,
+        model="own", master=["a", "b"], tasks=tasks, prompts=12, steps=3, lr=1e-3, max_new_tokens=70, part_tokens=512
     )
+    own, chat = load_model(apprentice.path), ChatFormat.load(apprentice.path)
+    masters = {"a": load_model(master.path), "b": load_model(write_bytes(write_pupil(tmp_path / "other", 9)))}
+    lessons = distill.Lessons(config, own, chat, {t.name: t for t in load_tasks(config.tasks)}, fp32_run(tmp_path))
+    (parts,) = lessons.batch(0).updates
+    objective = distill.MasterObjective(masters, "reverse")
+    got = {name: sum(float(objective(own, p)[0].detach()) for p in parts if p.master == name) for name in masters}
+    wanted, count = dict.fromkeys(masters, 0.0), 0
+    for group in lessons._sampler.rollouts(0, lessons._level).groups:
+        name = {"first": "a", "second": "b"}[group.task]
+        for sample in group.samples:
+            text = torch.tensor([group.prompt + sample.ids])
+            with torch.inference_mode():
+                both = [m(text).logits[0, len(group.prompt) - 1 : -1] for m in (own, masters[name])]
+            wanted[name] += float(divergence_plain(*both, "reverse").sum())
+            count += len(sample.ids)
+    assert got == {name: pytest.approx(total / count, rel=1e-4) for name, total in wanted.items()}
+    assert min(got.values()) > 0
+    inputs = {"own": apprentice, "a": master, "b": artifact(tmp_path / "other")}
     out = draft(tmp_path / "out")
-    distill.run(config, {"own": apprentice, "master": master, "red": red}, fp32_run(tmp_path), out)
-    last = metrics(out.path)[-1]
-    assert last["accuracy"] > 0.9
-    assert last["loss"] == pytest.approx(last["from master"] + last["from red"], rel=1e-4)
+    distill.run(config, inputs, fp32_run(tmp_path / "run"), out)
+    first = metrics(out.path)[0]
+    assert first["loss"] == pytest.approx(first["from a"] + first["from b"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,12 @@ from safetensors.torch import load_file
 
 from school import (
     QUESTIONS,
-    artifact,
     conversation,
     draft,
     fp32_run,
     metrics,
     network,
-    write_bytes,
     write_data,
-    write_pupil,
 )
 from schoolhouse.core.errors import RecipeError, Stopped, TrainError
 from schoolhouse.model.attention import Causal
@@ -72,11 +69,6 @@ def test_a_slope_that_is_no_number_moves_nothing():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return artifact(write_bytes(write_pupil(tmp_path_factory.mktemp("base") / "pupil")))
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     said = [conversation(question, "blue", SYSTEM_THINKING) for question in QUESTIONS]
     return write_data(tmp_path_factory.mktemp("rows"), said)
@@ -89,18 +81,18 @@ def teach(base, rows, folder, run=None, **changes):
     return out
 
 
-def test_peft_adds_the_difference_to_the_same_logits(base, rows, tmp_path):
+def test_peft_adds_the_difference_to_the_same_logits(starter, rows, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    out = teach(base, rows, tmp_path)
+    out = teach(starter, rows, tmp_path)
     curve = metrics(out.path)
     assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
     assert out.meta["lora"] == 8
     ids = torch.tensor([[65, 66, 67, 68, 69, 70]])
     summed = AutoModelForCausalLM.from_pretrained(out.path, dtype=torch.float32)
     added = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32), out.path / "adapter"
+        AutoModelForCausalLM.from_pretrained(starter.path, dtype=torch.float32), out.path / "adapter"
     )
     with torch.no_grad():
         logits = added(ids).logits
@@ -110,14 +102,14 @@ def test_peft_adds_the_difference_to_the_same_logits(base, rows, tmp_path):
     held = load_file(out.path / "adapter" / "adapter_model.safetensors")
     assert {tuple(t.shape) for name, t in held.items() if "q_proj.lora_A" in name} == {(8, 32)}
     assert json.loads((out.path / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 16
-    frozen = [n for n, w in load_model(base.path).named_parameters() if w.ndim == 1 or "embed" in n]
-    before, after = load_model(base.path).state_dict(), load_model(out.path).state_dict()
+    frozen = [n for n, w in load_model(starter.path).named_parameters() if w.ndim == 1 or "embed" in n]
+    before, after = load_model(starter.path).state_dict(), load_model(out.path).state_dict()
     assert frozen
     assert all(torch.equal(before[n].bfloat16().float(), after[n]) for n in frozen)
 
 
-def test_interrupted_it_goes_on_to_the_same_bits(base, rows, tmp_path):
-    whole = teach(base, rows, tmp_path / "whole", epochs=6)
+def test_interrupted_it_goes_on_to_the_same_bits(starter, rows, tmp_path):
+    whole = teach(starter, rows, tmp_path / "whole", epochs=6)
     run = fp32_run(tmp_path / "cut")
     say = run.log.step
 
@@ -128,8 +120,8 @@ def test_interrupted_it_goes_on_to_the_same_bits(base, rows, tmp_path):
 
     run.log.step = press
     with pytest.raises(Stopped):
-        teach(base, rows, tmp_path / "cut", run, epochs=6)
-    again = teach(base, rows, tmp_path / "cut", epochs=6)
+        teach(starter, rows, tmp_path / "cut", run, epochs=6)
+    again = teach(starter, rows, tmp_path / "cut", epochs=6)
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (again.path / name).read_bytes() == (whole.path / name).read_bytes()
 
@@ -137,11 +129,11 @@ def test_interrupted_it_goes_on_to_the_same_bits(base, rows, tmp_path):
 def test_by_reinforcement_too(starter, task, tmp_path):
     out = draft(tmp_path / "out")
     config = grpo.Config(
-        model="m", tasks=[task], steps=12, prompts=4, group=6, lr=5e-3, max_new_tokens=70, part_tokens=512, lora=8
+        model="m", tasks=[task], steps=24, prompts=4, group=6, lr=5e-3, max_new_tokens=70, part_tokens=512, lora=8
     )
     grpo.run(config, {"m": starter}, fp32_run(tmp_path), out)
     curve = metrics(out.path)
-    assert curve[-1]["accuracy"] > curve[0]["accuracy"] + 0.2
+    assert sum(row["accuracy"] for row in curve[-4:]) / 4 > 0.6  # half at first
     assert (out.path / "adapter" / "adapter_config.json").exists()
 
 

@@ -202,26 +202,21 @@ def test_replies_of_a_group_are_worth_how_surely_they_are_the_best(judge, tmp_pa
         torch.testing.assert_close(rates, torch.tensor([0.6904, 0.6904, 0.1192]), atol=1e-4, rtol=0)
 
 
-def test_a_language_model_is_asked_in_words(tmp_path):
-    """A pupil that was taught to say yes of blue and no of red judges so; what is empty is worst."""
-    base = artifact(write_bytes(write_pupil(tmp_path / "base")))
-    verdicts = [(q, colour, said) for q in ASKED[:16] for colour, said in (("blue", "Yes"), ("red", "No"))]
-    asks = [
-        asked(f"Question: {q}\nAnswer: it is {colour}\n{QUESTION}").plus("assistant", said)
-        for q, colour, said in verdicts
-    ]
-    config = sft.Config(model="base", data="rows", epochs=30, batch=16, lr=1e-2)
-    out = draft(tmp_path / "out")
-    sft.run(config, {"base": base, "rows": write_data(tmp_path / "rows", asks)}, fp32_run(tmp_path), out)
-    judge = load_judge(out.path, fp32_run(tmp_path / "judge"))
-    blue, red, empty = judge(asked(ASKED[0]), ["<think>x</think><answer>it is blue</answer>", "it is red", "<think>x"])
-    assert blue > 1 > -1 > red > empty
-    chat, model = ChatFormat.load(out.path), load_model(out.path)
-    text = f"Question: {ASKED[0]}\nAnswer: it is blue\n{QUESTION}"
-    with torch.no_grad():
-        logits = model(torch.tensor([chat.prompt(asked(text))])).logits[0, -1].log_softmax(-1)
-    yes, no = (logits[_first_tokens(chat, word)].logsumexp(0) for word in ("yes", "no"))
-    assert blue == pytest.approx(float(yes - no), abs=1e-3)
+def test_a_language_model_is_asked_in_words(speaker, tmp_path):
+    """What counts is how much likelier it says yes than no to the answer alone; what is empty is worst."""
+    judge = load_judge(speaker.path, fp32_run(tmp_path))
+    question = asked(ASKED[0], Message("system", "Think in <think></think>."))
+    replies = ["<think>x</think><answer>it is blue</answer>", "<think>never ends", "it is red"]
+    found = judge(question, replies)
+    chat, model = ChatFormat.load(speaker.path), load_model(speaker.path)
+    for answer, got in (("it is blue", found[0]), ("it is red", found[2])):
+        prompt = chat.prompt(asked(f"Question: {ASKED[0]}\nAnswer: {answer}\n{QUESTION}"))
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        yes, no = (logits[_first_tokens(chat, word)].logsumexp(0) for word in ("yes", "no"))
+        assert got == pytest.approx(float(yes - no), abs=1e-3)
+    assert found[1] == min(found) == pytest.approx(min(found[0], found[2]) - 1)
+    assert judge(question, ["<think>x", ""]) == [0.0, 0.0]
 
 
 def test_dpo_is_the_papers_and_begins_at_log_two():
