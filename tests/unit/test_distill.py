@@ -17,6 +17,7 @@ from school import (
     write_data,
     write_pupil,
 )
+from schoolhouse.core.config import references
 from schoolhouse.core.errors import RecipeError, Stopped
 from schoolhouse.kernels.divergence import divergence_plain
 from schoolhouse.model.weights import load_model
@@ -134,6 +135,12 @@ def test_of_several_masters_each_corrects_its_own_task(apprentice, master, tmp_p
     distill.run(config, inputs, fp32_run(tmp_path / "run"), out)
     first = metrics(out.path)[0]
     assert first["loss"] == pytest.approx(first["from a"] + first["from b"], rel=1e-4)
+
+
+def test_a_recipe_may_name_one_master_or_several():
+    one, two = (distill.Config(model="m", master=master, tasks=["boxes", "arithmetic"]) for master in ("a", ["a", "b"]))
+    assert references(one) == ["m", "a"]
+    assert references(two) == ["m", "a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,8 @@ def _refs_in(annotation: Any, value: Any) -> Iterator[str]:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         if any(isinstance(mark, _RefMark) for mark in args[1:]):
-            yield value
+            if isinstance(value, str):  # in a union the value may be another arm's
+                yield value
         else:
             yield from _refs_in(args[0], value)
     elif isinstance(value, BaseModel):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +66,24 @@ def even_cuts(sizes: Sequence[int], most: int) -> list[list[int]]:
         cuts[-1].append(i)
         held += sizes[i]
     return cuts
+
+
+def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
+    """Indices of the `size` things of a step out of `count`, each once an epoch, shuffled anew in each: a function of
+    seed and step alone. The last step of an epoch reaches into the next.
+    """
+    picked = []
+    for index in range(step * size, (step + 1) * size):
+        epoch, place = divmod(index, count)
+        picked.append(_order(count, seed, epoch)[place])
+    return picked
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 class Source(Protocol):

@@ -22,11 +22,11 @@ from schoolhouse.core.run import Run
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, shuffled
 from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.lora import check_lora, mover
 from schoolhouse.train.optimizer import Kind
-from schoolhouse.train.ratings import Rated, pairs_as_ids, ratings_as_ids, shuffled, split_ratings
+from schoolhouse.train.ratings import Rated, pairs_as_ids, ratings_as_ids, split_ratings
 from schoolhouse.train.result import keep_model, training_bytes
 
 Method = Literal["dpo", "kto"]

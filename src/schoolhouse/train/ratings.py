@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,17 +70,3 @@ def _checked(rated: Rated, max_tokens: int) -> Rated:
     if longest > max_tokens:
         raise DataError(f"a rated conversation has {longest} tokens, max_tokens is {max_tokens}: raise it.")
     return rated
-
-
-def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
-    """Indices of the `size` things of a step out of `count`, each once an epoch; a function of seed and step alone."""
-    picked: list[int] = []
-    order: list[int] = []
-    held = -1
-    for index in range(step * size, (step + 1) * size):
-        epoch, place = divmod(index, count)
-        if epoch != held:
-            order, held = list(range(count)), epoch
-            random.Random(f"{seed}/{epoch}").shuffle(order)
-        picked.append(order[place])
-    return picked

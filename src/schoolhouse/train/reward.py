@@ -25,10 +25,10 @@ from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.preferences import Rating
 from schoolhouse.text.records import Conversation
 from schoolhouse.text.reply import answer_of
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, shuffled
 from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.optimizer import Kind, Optimizer
-from schoolhouse.train.ratings import Rated, as_ids, pairs_as_ids, shuffled, split_ratings
+from schoolhouse.train.ratings import Rated, as_ids, pairs_as_ids, split_ratings
 from schoolhouse.train.result import keep_curve, training_bytes
 
 

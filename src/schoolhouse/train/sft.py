@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
 from schoolhouse.text.records import CONVERSATIONS, read_conversations
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit
+from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, shuffled
 from schoolhouse.train.lora import check_lora, mover
 from schoolhouse.train.optimizer import Kind
 from schoolhouse.train.recorded import read_record, recorded_loss
@@ -154,13 +153,11 @@ class Conversations:
     ) -> None:  # fmt: skip
         """says: of a conversation by its number what a master holds likely."""
         self._rows, self._config, self._run, self._says = rows, config, run, says
-        self._order: tuple[int, list[int]] = (-1, [])
         self.steps = max(1, round(config.epochs * len(rows) / config.batch))
 
     def batch(self, step: int) -> Batch:
-        """See `Source.batch`; the last batch of an epoch reaches into the next."""
-        size = self._config.batch
-        numbers = [self._number(i) for i in range(step * size, (step + 1) * size)]
+        """See `Source.batch`."""
+        numbers = shuffled(len(self._rows), self._run.seed, step, self._config.batch)
         picked = [self._rows[i] for i in numbers]
         learnt = sum(sum(row.loss_mask[1:]) for row in picked)
         cuts = even_cuts([len(row.ids) for row in picked], self._config.part_tokens)
@@ -168,14 +165,6 @@ class Conversations:
         said = [[self._says(numbers[i]) for i in cut] if self._says else [] for cut in cuts]
         parts = [make_part([picked[i] for i in cut], learnt, device, s) for cut, s in zip(cuts, said, strict=True)]
         return Batch([parts], sum(len(row.ids) for row in picked), {"learnt_tokens": learnt})
-
-    def _number(self, index: int) -> int:
-        epoch, place = divmod(index, len(self._rows))
-        if self._order[0] != epoch:
-            order = list(range(len(self._rows)))
-            random.Random(f"{self._run.seed}/{epoch}").shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1][place]
 
     def state(self) -> dict[str, Any]:
         """Nothing: the step says it all."""
