@@ -45,7 +45,7 @@ def test_levels_splits_and_traces_of_the_rows(tmp_path):
         {"question": "q", "answer": "1", "level": 2, "split": "test"},
         {"question": "r", "answer": "1", "level": 2, "trace": "so", "split": "train"},
     ]
-    task = load(write(tmp_path / "t.jsonl", rows), name="mine", form=Form(0.2))
+    task = load(write(tmp_path / "t.jsonl", rows), name="mine", format_reward=0.2)
     assert task.name == "mine"
     assert task.levels == ("2", "10")
     assert task.trace_levels == ("2",)
