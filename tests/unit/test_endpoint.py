@@ -189,6 +189,8 @@ def test_a_key_that_is_not_there_and_replies_of_another_task_are_said(provider, 
     config = sample.Config(replies="r", tasks=["boxes"])
     with pytest.raises(DataError, match="answer the task 'sums'"):
         sample.run(config, {"r": artifact(out.path)}, fp32_run(tmp_path), draft(tmp_path / "kept"))
+    with pytest.raises(RecipeError, match="rounds is set, and nobody is asked"):
+        sample.check(sample.Config(replies="r", tasks=["boxes"], rounds=3))
     for wrong in ({}, {"model": "m", "replies": "r"}):
         with pytest.raises(RecipeError, match="and not both"):
             sample.check(sample.Config(tasks=["boxes"], **wrong))

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from schoolhouse.core.errors import DataError, TaskError
+from schoolhouse.core.errors import DataError, RecipeError, TaskError
+from schoolhouse.evaluate import exam
 from schoolhouse.tasks import arithmetic
 from schoolhouse.tasks.load import TaskTable, complaints, fingerprint, load_task, load_tasks
 from schoolhouse.tasks.task import SYSTEM_THINKING, SYSTEM_UNTAUGHT, Form, Task, judge_reply, split_of
+from schoolhouse.train import grpo
 
 
 def write(path, rows):
@@ -172,3 +174,13 @@ def test_open_questions_need_no_answer_and_only_their_form_is_judged(tmp_path):
     assert task.judge(example, "whatever").score == 0
     with pytest.raises(TaskError, match="no question"):
         load_task(TaskTable(task=str(path), verifier="exact"))
+
+
+def test_open_questions_are_no_exam_and_a_judge_without_them_is_refused(tmp_path):
+    path = write(tmp_path / "t.jsonl", [{"question": f"What is {i}?"} for i in range(40)])
+    opened = {"task": str(path), "verifier": "open"}
+    with pytest.raises(TaskError, match="nobody can say what is right"):
+        exam.check(exam.Config(models=["m"], tasks=[opened]))
+    with pytest.raises(RecipeError, match="every task checks its answers"):
+        grpo.check(grpo.Config(model="m", tasks=["boxes"], preference="judge"))
+    grpo.check(grpo.Config(model="m", tasks=["boxes", opened], preference="judge"))

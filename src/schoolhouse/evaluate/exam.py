@@ -26,7 +26,7 @@ from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, is_checked, load_tasks
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
@@ -69,6 +69,9 @@ def check(config: Config) -> None:
         if name not in config.models:
             raise RecipeError(f"int8_cache names {name!r}, which is none of models{did_you_mean(name, config.models)}")
     tasks = {task.name: task for task in load_tasks(config.tasks)}
+    for name, task in tasks.items():
+        if not is_checked(task):
+            raise TaskError(f"the task {name} has open questions, of which nobody can say what is right: leave it out")
     for name, weights in config.levels.items():
         if name not in tasks:
             raise TaskError(f"levels are given for {name!r}, which is no task of this exam{did_you_mean(name, tasks)}")

@@ -70,6 +70,11 @@ def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:
     return tasks
 
 
+def is_checked(task: Task) -> bool:
+    """Whether a task can tell right answers from wrong ones: all but files of open questions can."""
+    return bool(getattr(task, "checked", True))
+
+
 def check_weights(weights: Sequence[float] | None, specs: Sequence[TaskSpec]) -> None:
     """Raise RecipeError unless there is a weight above 0 for each task, or none at all."""
     if weights is not None and (len(weights) != len(specs) or min(weights) <= 0):

@@ -26,7 +26,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, is_checked, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
@@ -119,6 +119,8 @@ def check(config: Config) -> None:
     check_lora(config)
     if config.language is not None:
         check_language(config.language)
+    if config.preference is not None and all(is_checked(task) for task in load_tasks(config.tasks)):
+        raise RecipeError('preference is set, and every task checks its answers: add one with verifier = "open".')
     for key, switch, off in (
         ("distance", "kl", 0),
         ("bounds", "correction", "none"),

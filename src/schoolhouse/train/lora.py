@@ -84,10 +84,11 @@ class LoraOptimizer:
         """
         square = 0.0
         for name, weight in self._weights.items():
-            slope = SCALE * weight.grad.float()  # type: ignore[union-attr]  # (out, in)
+            assert weight.grad is not None, "made with the optimizer"
+            slope = SCALE * weight.grad.float()  # (out, in)
             down, up = self._down[name], self._up[name]
             down.grad, up.grad = up.t() @ slope, slope @ down.t()
-            weight.grad.zero_()  # type: ignore[union-attr]
+            weight.grad.zero_()
             square += float(down.grad.square().sum() + up.grad.square().sum())
         norm = math.sqrt(square) if math.isfinite(square) else math.nan
         if not math.isfinite(norm):
@@ -97,7 +98,8 @@ class LoraOptimizer:
             )
         factor = min(1.0, self._clip / (norm + 1e-6))
         for part in (*self._down.values(), *self._up.values()):
-            part.grad.mul_(factor)  # type: ignore[union-attr]
+            if part.grad is not None:
+                part.grad.mul_(factor)
         self._adamw.param_groups[0]["lr"] = lr
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
@@ -131,14 +133,15 @@ class LoraOptimizer:
                     self._adamw.state[factor] = state
         self._hold()
 
-    def save(self, folder: Path, source: str) -> None:
+    def save(self, folder: Path, source: str) -> bool:
         """Write the differences as PEFT reads them; source: what they are differences to.
 
-        Nothing is written for a family whose checkpoints name or join the matrices otherwise than this network does.
+        Returns False, and writes nothing, for a family whose checkpoints name or join the matrices otherwise than this
+        network does.
         """
         names = names_of(self._model.config)
         if any(names.stored(name) != name for name in self._weights):
-            return
+            return False
         folder.mkdir()
         stored = {}
         for name in self._weights:
@@ -153,6 +156,7 @@ class LoraOptimizer:
             "target_modules": sorted({name.split(".")[-2] for name in self._weights}),
         }  # fmt: skip
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return True
 
 
 def _first(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:

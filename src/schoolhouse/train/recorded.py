@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -53,12 +54,11 @@ class Record:
     targets: Tensor  # (M,) the tokens that stand there
     ids: Tensor  # (M, K)
     logprobs: Tensor  # (M, K)
-    lengths: Sequence[int]  # learnt tokens of each conversation
+    ends: Sequence[int]  # behind the last learnt token of each conversation
 
     def of(self, index: int) -> tuple[Tensor, Tensor]:
         """Ids and log-probabilities of one conversation."""
-        start = sum(self.lengths[:index])
-        rows = slice(start, start + self.lengths[index])
+        rows = slice(self.ends[index - 1] if index else 0, self.ends[index])
         return self.ids[rows], self.logprobs[rows]
 
 
@@ -83,7 +83,7 @@ def read_record(artifact: Artifact, chat: ChatFormat, targets: Sequence[Sequence
         raise DataError(
             "the record is of other conversations, or of another chat format: record these with train.record."
         )
-    return Record(flat, held["ids"].long(), held["logprobs"], [len(row) for row in targets])
+    return Record(flat, held["ids"].long(), held["logprobs"], list(accumulate(map(len, targets))))
 
 
 def recorded_loss(model: Transformer, part: Recorded) -> tuple[Tensor, dict[str, float]]:

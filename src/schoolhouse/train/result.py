@@ -32,7 +32,8 @@ def keep_model(
     """Write the checkpoint with the companions of `like`, of LoRA the difference too, and what `keep_curve` does."""
     save_model(model, out.path, like=like)
     if isinstance(optimizer, LoraOptimizer):
-        optimizer.save(out.path / ADAPTER, like.name)
+        if not optimizer.save(out.path / ADAPTER, like.name):
+            run.log.warn("this family's matrices have other names in PEFT: the whole checkpoint is written, no adapter")
         out.meta["lora"] = optimizer.rank
     keep_curve(model, steps, run, out)
 

@@ -67,6 +67,9 @@ def check(config: Config) -> None:
     check_asking(config)
     if (config.model is None) == (config.replies is None):
         raise RecipeError("give a model that is asked, or replies of a stage get.replies, and not both.")
+    idle = sorted(config.model_fields_set & {"weights", "rounds", "prompts", "group", "temperature", "max_new_tokens"})
+    if config.replies is not None and idle:
+        raise RecipeError(f"{idle[0]} is set, and nobody is asked here: set it in get.replies, or leave it out.")
     if config.language is not None:
         check_language(config.language)
 
