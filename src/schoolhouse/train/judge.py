@@ -20,7 +20,7 @@ from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.records import Conversation, Message
 from schoolhouse.text.reply import answer_of
 from schoolhouse.train.layout import lay_out
-from schoolhouse.train.reward import judged, shown_only
+from schoolhouse.train.reward import empty_is_worst, judged, shown_only
 
 Judge = Callable[[Conversation, Sequence[str]], list[float]]
 """What replies to one conversation are worth, by their answers."""
@@ -45,17 +45,14 @@ def asked_in_words(model: Transformer, chat: ChatFormat, asked: Conversation, re
     yes, no = (_first_tokens(chat, word) for word in ("yes", "no"))
     device = next(model.parameters()).device
     question = shown_only(asked).messages[-1].content
-    prompts = [_prompt(chat, question, answer) if (answer := answer_of(reply)) else None for reply in replies]
-    given = [prompt for prompt in prompts if prompt is not None]
+    answers = [answer_of(reply) for reply in replies]
+    given = [_prompt(chat, question, answer) for answer in answers if answer]
     if not given:
         return [0.0] * len(replies)
     laid = lay_out([p[:-1] for p in given], [[p[-1:]] for p in given], device)
     hidden = model.hidden(laid.ids, laid.context).squeeze(0).index_select(0, laid.ends)  # (R, D)
     logits = model.head(hidden).float()  # (R, V)
-    odds = iter((logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)).tolist())
-    found = [None if prompt is None else next(odds) for prompt in prompts]
-    least = min(x for x in found if x is not None)
-    return [least - 1.0 if x is None else x for x in found]
+    return empty_is_worst(answers, (logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)).tolist())
 
 
 def _prompt(chat: ChatFormat, question: str, answer: str) -> list[int]:

@@ -22,11 +22,11 @@ from schoolhouse.core.run import Run
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, shuffled
+from schoolhouse.train.fit import SAVE_EVERY_S, Course, even_cuts, fit
 from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.lora import check_lora, mover
 from schoolhouse.train.optimizer import Kind
-from schoolhouse.train.ratings import Rated, pairs_as_ids, ratings_as_ids, split_ratings
+from schoolhouse.train.ratings import Rated, RatedBatches, pairs_as_ids, ratings_as_ids, split_ratings
 from schoolhouse.train.result import keep_model, training_bytes
 
 Method = Literal["dpo", "kto"]
@@ -114,35 +114,16 @@ def reply_logprobs(model: Transformer, part: Laid) -> Tensor:
     return torch.stack([reply.sum() for reply in tokens.split(part.lengths.tolist())]).view(-1, 2)
 
 
-class Preferences:
-    """Batches of rated replies, shuffled anew in each epoch."""
-
-    def __init__(self, rows: Sequence[Rated], config: Config, run: Run) -> None:
-        self._rows, self._config, self._run = rows, config, run
-        self.steps = max(1, round(config.epochs * len(rows) / config.batch))
-
-    def batch(self, step: int) -> Batch:
-        """See `Source.batch`."""
-        picked = [self._rows[i] for i in shuffled(len(self._rows), self._run.seed, step, self._config.batch)]
-        if self._config.method == "kto":
-            picked = _beside_others(picked)
-        parts = lay_rated(picked, self._config.part_tokens, self._run.runtime.device)
-        return Batch([parts], sum(row.tokens for row in picked), {}, ("ahead", "margin"))
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the step says it all."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing to go back to."""
-
-
 def _beside_others(rows: Sequence[Rated]) -> list[Rated]:
     """Each rated reply with the next one's, which answers something else: KTO's estimate of how far all has moved."""
     return [
         Rated(row.prompt, [row.replies[0], other.replies[0]], row.liked)
         for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)
     ]
+
+
+def _laid(rows: list[Rated], config: Config, device: torch.device) -> list[Part]:
+    return lay_rated(_beside_others(rows) if config.method == "kto" else rows, config.part_tokens, device)
 
 
 def lay_rated(rows: Sequence[Rated], part_tokens: int, device: torch.device) -> list[Part]:
@@ -182,7 +163,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     reference = load_model(source, run.runtime.dtype, device).requires_grad_(False)
     before = likelier(reference, tests, config.part_tokens, device)
     optimizer = mover(model, config, run)
-    batches = Preferences(rows, config, run)
+    batches = RatedBatches(rows, config, run, lambda picked: _laid(picked, config, device), ("ahead", "margin"))
     run.log.info(f"{len(rows)} rows to learn from, {len(tests)} pairs held out; {batches.steps} steps")
     course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
     objective = PreferenceObjective(reference, config.method, config.beta)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from schoolhouse.core.artifact import Artifact
 from schoolhouse.core.errors import DataError
+from schoolhouse.core.run import Run
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.preferences import RATINGS, Rating, is_held_out, pairs_of, read_ratings
 from schoolhouse.text.records import Conversation
+from schoolhouse.train.fit import Batch, shuffled
+from schoolhouse.train.layout import Laid
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,37 @@ def _checked(rated: Rated, max_tokens: int) -> Rated:
     if longest > max_tokens:
         raise DataError(f"a rated conversation has {longest} tokens, max_tokens is {max_tokens}: raise it.")
     return rated
+
+
+class Rates(Protocol):
+    """What the config of a stage that learns from ratings says of its batches."""
+
+    epochs: float
+    batch: int
+
+
+class RatedBatches:
+    """The source of batches: rated replies, shuffled anew in each epoch.
+
+    lay: how the rows of a batch become its parts; shown: figures that the log prints.
+    """
+
+    def __init__(
+        self, rows: Sequence[Rated], config: Rates, run: Run, lay: Callable[[list[Rated]], Sequence[Laid]],
+        shown: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        self._rows, self._config, self._run, self._lay, self._shown = rows, config, run, lay, shown
+        self.steps = max(1, round(config.epochs * len(rows) / config.batch))
+
+    def batch(self, step: int) -> Batch:
+        """See `Source.batch`."""
+        picked = [self._rows[i] for i in shuffled(len(self._rows), self._run.seed, step, self._config.batch)]
+        parts = self._lay(picked)
+        return Batch([parts], sum(sum(part.texts) for part in parts), {}, self._shown)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the step says it all."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to go back to."""

@@ -25,10 +25,10 @@ from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.preferences import Rating
 from schoolhouse.text.records import Conversation
 from schoolhouse.text.reply import answer_of
-from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, shuffled
+from schoolhouse.train.fit import SAVE_EVERY_S, Course, even_cuts, fit
 from schoolhouse.train.layout import Laid, lay_out
 from schoolhouse.train.optimizer import Kind, Optimizer
-from schoolhouse.train.ratings import Rated, as_ids, pairs_as_ids, split_ratings
+from schoolhouse.train.ratings import Rated, RatedBatches, as_ids, pairs_as_ids, split_ratings
 from schoolhouse.train.result import keep_curve, training_bytes
 
 
@@ -79,27 +79,6 @@ def pair_loss(model: Transformer, part: Part) -> tuple[Tensor, dict[str, float]]
     return -torch.nn.functional.logsigmoid(margin).sum() / part.batch_pairs, {"won": won}
 
 
-class Pairs:
-    """Batches of pairs, shuffled anew in each epoch."""
-
-    def __init__(self, rows: Sequence[Rated], config: Config, run: Run) -> None:
-        self._rows, self._config, self._run = rows, config, run
-        self.steps = max(1, round(config.epochs * len(rows) / config.batch))
-
-    def batch(self, step: int) -> Batch:
-        """See `Source.batch`."""
-        picked = [self._rows[i] for i in shuffled(len(self._rows), self._run.seed, step, self._config.batch)]
-        parts = lay_pairs(picked, self._config.part_tokens, self._run.runtime.device)
-        return Batch([parts], sum(row.tokens for row in picked), {}, ("won",))
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the step says it all."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing to go back to."""
-
-
 def lay_pairs(rows: Sequence[Rated], part_tokens: int, device: torch.device) -> list[Part]:
     """Pairs of like length together, up to `part_tokens`."""
     parts = []
@@ -125,10 +104,14 @@ def judged(
     if not given:
         return [0.0] * len(replies)
     laid = lay_out([given[0][0]], [[reply for _, reply in given]], device)
-    found = iter(model.rewards(laid.ids, laid.context, laid.ends).tolist())
-    rewards = [next(found) if answer else None for answer in answers]
-    least = min(r for r in rewards if r is not None)
-    return [least - 1.0 if r is None else r for r in rewards]
+    return empty_is_worst(answers, model.rewards(laid.ids, laid.context, laid.ends).tolist())
+
+
+def empty_is_worst(answers: Sequence[str], found: Sequence[float]) -> list[float]:
+    """What each answer is worth, from what those that are not empty are worth."""
+    left = iter(found)
+    least = min(found) - 1.0
+    return [next(left) if answer else least for answer in answers]
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
@@ -143,7 +126,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     device = run.runtime.device
     model = RewardModel.of(load_model(source, run.runtime.dtype, device))
     optimizer = Optimizer(model, kind=config.optimizer, weight_decay=config.weight_decay)
-    pairs = Pairs(learnt, config, run)
+    pairs = RatedBatches(learnt, config, run, lambda rows: lay_pairs(rows, config.part_tokens, device), ("won",))
     run.log.info(f"{len(learnt)} pairs to learn from, {len(held)} held out; {pairs.steps} steps of {config.batch}")
     course = Course(pairs.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
     steps = fit(model, pairs, pair_loss, optimizer, course, run)
