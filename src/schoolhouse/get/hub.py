@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig, did_you_mean
@@ -46,6 +46,7 @@ from schoolhouse.text.chat import ChatFormat, read_template
 from schoolhouse.text.gguf_vocab import from_gguf
 from schoolhouse.text.tokenizer import Tokenizer
 
+_TEMPLATE_SIGNS = "{}%#\\'"
 _SOURCE_CARD = "SOURCE_README.md"
 _TORCH_BYTES = 450 * 2**20  # measured with SmolLM2: 0.68 GiB at its height, 0.25 of them weights
 _MOST_GROWTH = 4  # from four bits a weight to sixteen
@@ -64,7 +65,14 @@ class Config(StageConfig):
     sha256: str | None = None
     licence: str | None = None
     accept_licence: bool = False
-    opening: str | None = Field(default=None, min_length=1, pattern=r"^[^{}%#\\\\']+$")
+    opening: str | None = Field(default=None, min_length=1)
+
+    @field_validator("opening")
+    @classmethod
+    def _no_template(cls, opening: str | None) -> str | None:
+        if opening is not None and set(opening) & set(_TEMPLATE_SIGNS):
+            raise ValueError(f"stands in a template, where {' '.join(_TEMPLATE_SIGNS)} mean something: leave them out")
+        return opening
 
 
 def check(config: Config) -> None:
