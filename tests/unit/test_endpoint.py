@@ -104,7 +104,9 @@ def test_what_it_says_is_judged_and_becomes_conversations(provider, sums, tmp_pa
     assert len(provider.bodies) == out.meta["asked"] == 24
     assert set(provider.keys) == {"Bearer secret"}
     assert 1 < provider.most_busy <= 3
-    assert {body["model"] for body in provider.bodies} == {"master"}
+    sent = {(body["model"], body["temperature"], body["max_tokens"]) for body in provider.bodies}
+    assert sent == {("master", 0.6, 1024)}
+    assert out.meta["currency"] == "USD"
     assert out.meta["cost"] == pytest.approx((240 * 1.0 + 96 * 10.0) / 1e6)
     assert "secret" not in "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     rows = read_rows(out.path / "replies.jsonl").good
@@ -161,6 +163,19 @@ def test_an_address_where_nobody_listens(provider, sums, tmp_path):
     config = settings(provider, sums, endpoint={"url": "http://127.0.0.1:9/v1", "retries": 0})
     with pytest.raises(ModelError, match="gives no reply"):
         ask(config, tmp_path)
+
+
+def test_an_endpoint_that_does_not_answer_in_time_is_said(provider, sums, tmp_path):
+    with pytest.raises(ModelError, match="Timeout"):
+        ask(settings(provider, sums, endpoint={"timeout": 0.005, "retries": 0}), tmp_path)
+
+
+def test_questions_come_by_the_weights_of_their_tasks(provider, sums, tmp_path):
+    out = ask(settings(provider, sums, tasks=[sums, {**sums, "name": "again"}], weights=[1, 1000]), tmp_path)
+    tasks = [row["task"] for row in read_rows(out.path / "replies.jsonl").good]
+    assert tasks.count("again") >= 11
+    with pytest.raises(RecipeError, match="one number above 0 for each of the 1"):
+        replies.check(settings(provider, sums, weights=[1, 2]))
 
 
 def test_reasoning_that_is_given_apart_comes_into_our_form(provider, sums, tmp_path):

@@ -442,3 +442,10 @@ def test_by_a_trained_reward_model_the_policy_learns_what_people_preferred(start
     grpo.run(config, {"start": starter, "judge": artifact(judge.path)}, fp32_run(tmp_path), out)
     said = [json.loads(line)["reply"] for line in (out.path / "samples.jsonl").read_text().splitlines()]
     assert sum("red" in text for text in said[-6:]) >= 5
+
+
+def test_the_ladder_starts_where_traces_ended_or_at_its_foot(starter, tmp_path):
+    tops = [rehearse(starter, "boxes", tmp_path, **more)[0].ladders["boxes"].top for more in ({}, {"start": "easiest"})]
+    task = load_tasks(["boxes"])[0]
+    assert tops == [task.trace_levels[-1], task.levels[0]]
+    assert tops[0] != tops[1]
