@@ -29,6 +29,8 @@ PIECES: dict[str, list[str]] = {
     "truncated correction": ["rl.correction='truncate'"],
     "masked correction": ["rl.correction='mask'"],
     "language": ["rl.language='en'"],
+    "ahead 1": ["rl.ahead=1"],
+    "ahead 4": ["rl.ahead=4", "rl.correction='truncate'"],
     "lora 32": ["rl.lora=32", "rl.lr=3e-4"],
 } | {method: [f"rl.method='{method}'"] for method in METHODS}
 """The variants, and what they set beside the recipe."""

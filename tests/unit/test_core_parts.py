@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -285,3 +286,15 @@ class TestRun:
     def test_the_machine_has_cores_and_memory(self):
         assert usable_cores() >= 1
         assert available_memory_bytes() > 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(given, wanted):
+    """Two processes on the same cores would else spin each other to a standstill."""
+    code = "import schoolhouse, os, sys; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wanted

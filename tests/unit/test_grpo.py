@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from school import (
     network,
 )
 from schoolhouse.core.config import load_recipe
-from schoolhouse.core.errors import RecipeError, Stopped, TaskError
+from schoolhouse.core.errors import DataError, RecipeError, Stopped, TaskError
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
@@ -49,13 +50,13 @@ def practise(starter, task, folder, run=None, **changes):
     return out
 
 
-def rehearse(starter, task, folder, model=None, preferred=None, **changes):
+def rehearse(starter, task, folder, model=None, preferred=None, other=None, **changes):
     """The source of batches and the network, without the loop."""
     config = settings(task, **changes)
     chat, tasks = ChatFormat.load(starter.path), {t.name: t for t in load_tasks(config.tasks)}
     model = model or load_model(starter.path)
     run: Run = fp32_run(folder)
-    return grpo.Rehearsal(config, model, chat, tasks, run, preferred=preferred), model, config
+    return grpo.Rehearsal(config, model, chat, tasks, run, preferred=preferred, copy=other), model, config
 
 
 def group(prompt, replies, scores, reasons=None, old=-1.0):
@@ -311,8 +312,9 @@ def test_the_learnt_half_can_be_replayed_without_sampling(starter, task, tmp_pat
     assert replay.state() == source.state()
 
 
-def test_interrupted_it_saves_and_goes_on_to_the_same_bits(starter, task, tmp_path):
-    whole = practise(starter, task, tmp_path / "whole", steps=5)
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_interrupted_it_saves_and_goes_on_to_the_same_bits(starter, task, tmp_path, ahead):
+    whole = practise(starter, task, tmp_path / "whole", steps=5, ahead=ahead)
     run = fp32_run(tmp_path / "cut")
     say = run.log.step
 
@@ -323,13 +325,61 @@ def test_interrupted_it_saves_and_goes_on_to_the_same_bits(starter, task, tmp_pa
 
     run.log.step = press
     with pytest.raises(Stopped, match="after step 2"):
-        practise(starter, task, tmp_path / "cut", run, steps=5)
+        practise(starter, task, tmp_path / "cut", run, steps=5, ahead=ahead)
     with (run.scratch / grpo.SAMPLES).open("a") as file:
         file.write('{"step": 9}\n{"st')  # what a kill after later steps would leave
-    out = practise(starter, task, tmp_path / "cut", steps=5)
+    out = practise(starter, task, tmp_path / "cut", steps=5, ahead=ahead)
     for name in ("model.safetensors", grpo.SAMPLES):
         assert (out.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert [row["reward"] for row in metrics(out.path)] == [row["reward"] for row in metrics(whole.path)]
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_replies_ahead_are_those_of_the_weights_so_many_steps_ago(starter, task, tmp_path, ahead):
+    source, model, _ = rehearse(starter, task, tmp_path / "ahead", ahead=ahead, steps=6, other=load_model(starter.path))
+    held, replies = [], []
+    for step in range(6):
+        held.append({name: value.clone() for name, value in model.state_dict().items()})
+        source.batch(step)
+        replies.append(Rollouts.load(tmp_path / "ahead" / "scratch" / "rollouts" / f"{step:06d}.json").groups)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.05)
+    source.close()
+    assert not (tmp_path / "ahead" / "scratch" / "rollouts" / "000006.json").exists()
+    for step, said in enumerate(replies):
+        model.load_state_dict(held[max(step - ahead, 0)])
+        alone, _, _ = rehearse(starter, task, tmp_path / str(step), model)
+        assert alone._sampler.rollouts(step, alone._level).groups == said
+    model.load_state_dict(held[5])
+    assert alone._sampler.rollouts(5, alone._level, attempt=1).groups != replies[5]
+
+
+def test_what_fails_ahead_is_raised_and_what_is_no_longer_wanted_is_dropped(starter, task, tmp_path, monkeypatch):
+    begun, leave = threading.Event(), threading.Event()
+    step = Engine.step
+
+    def slow(engine):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            leave.wait(0.05)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", slow)
+    source, _, _ = rehearse(starter, task, tmp_path / "left", ahead=1, other=load_model(starter.path))
+    source.batch(0)
+    begun.clear()
+    assert begun.wait(30)
+    source.close()
+    assert [path.name for path in (tmp_path / "left" / "scratch" / "rollouts").iterdir()] == ["000000.json"]
+
+    def broken(engine):
+        raise DataError("no room for replies")
+
+    monkeypatch.setattr(Engine, "step", broken)
+    with pytest.raises(DataError, match="no room"):
+        practise(starter, task, tmp_path / "broken", ahead=1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("replies")]
 
 
 def test_spent_time_ends_the_climb_and_keeps_the_model(starter, task, tmp_path):
@@ -360,6 +410,8 @@ def test_numbers_that_do_not_fit_are_found_before_the_start(task):
         grpo.check(settings(task, weights=[1.0, 2.0]))
     with pytest.raises(RecipeError, match="the lower is below 1"):
         grpo.check(settings(task, correction="mask", bounds=(1.5, 2.0)))
+    with pytest.raises(RecipeError, match="ahead is 1 and refill 2"):
+        grpo.check(settings(task, ahead=1, refill=2))
     for idle in ({"bounds": (0.5, 2.0)}, {"distance": "k2"}, {"language_reward": 0.2}):
         with pytest.raises(RecipeError, match=f"{next(iter(idle))} is set, and [a-z]+ is not"):
             grpo.check(settings(task, **idle))

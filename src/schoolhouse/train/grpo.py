@@ -7,6 +7,8 @@ in `policy`, sampling and judging in `rollout`. Source: arXiv 2402.03300; arXiv 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import random
 import shutil
@@ -32,6 +34,7 @@ from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.reply import reasoning_of
+from schoolhouse.train.ahead import Ahead
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, share_done
 from schoolhouse.train.judge import Judge, load_judge
 from schoolhouse.train.ladder import Ladder
@@ -103,6 +106,7 @@ class Config(StageConfig):
     preference_from: float = Field(default=0.0, ge=0, lt=1)  # share of the course after which it counts
     overlong: float = Field(default=0.0, ge=0, le=1)  # last share of max_new_tokens, where reward falls by up to 1
     refill: int = Field(default=0, ge=0)  # times that questions are asked anew until all groups of a step can teach
+    ahead: int = Field(default=0, ge=0, le=8)  # steps that sampling runs ahead of learning, beside it
     learn_truncated: bool = False  # learn from replies that were cut off, too
     part_tokens: int = Field(default=2304, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
@@ -130,6 +134,11 @@ def check(config: Config) -> None:
     ):
         if key in config.model_fields_set and getattr(config, switch) == off:
             raise RecipeError(f"{key} is set, and {switch} is not: set it, or leave out {key}.")
+    if config.ahead and config.refill:
+        raise RecipeError(
+            f"ahead is {config.ahead} and refill {config.refill}: what a step asks anew would wait behind what later "
+            "steps have asked. Set one of them to 0."
+        )
     if not 0 <= config.bounds[0] < 1 < config.bounds[1]:
         raise RecipeError(
             f"bounds is {list(config.bounds)}: the lower is below 1, where both agree, the upper above it."
@@ -143,10 +152,11 @@ def fingerprint(config: Config) -> str:
 
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
     """Bytes that the stage takes at most, estimated: the policy's training, its replies with the copy of the weights
-    that is laid out for them and, with KL, the reference.
+    that is laid out for them, those that are ahead and, with KL, the reference.
     """
     params = inputs_meta.get(config.model, {}).get("num_params", 0)
-    replies = 2 * params + int(SLOT_SHARE * params * slots(config))
+    copies = 2 + config.ahead if config.ahead else 1  # laid out, the sampler's own, and one for each step ahead
+    replies = 2 * params * copies + int(SLOT_SHARE * params * slots(config))
     judge = 2 * inputs_meta.get(config.preference or "", {}).get("num_params", 0)
     training = training_bytes(params, config.part_tokens, lora=config.lora is not None)
     return training + replies + judge + (2 * params if config.kl > 0 else 0)
@@ -241,10 +251,15 @@ class Rehearsal:
     def __init__(
         self, config: Config, model: Transformer, chat: ChatFormat, tasks: Mapping[str, Task], run: Run,
         correct: Callable[[Part], Part] = lambda part: part, preferred: Callable[[Group], Tensor] | None = None,
+        copy: Transformer | None = None,
     ) -> None:  # fmt: skip
-        """correct: see `GroupObjective.corrected`; preferred: see `Preference`."""
+        """correct: see `GroupObjective.corrected`; preferred: see `Preference`; copy: of the model, which answers
+        `ahead` steps before; without it the model itself does when it is asked.
+        """
         self._config, self._run, self._correct, self._preferred = config, run, correct, preferred
-        self._sampler = Sampler(config, model, chat, tasks, run)
+        self._sampler: Sampler | Ahead = Sampler(config, copy or model, chat, tasks, run)
+        if copy is not None:
+            self._sampler = Ahead(self._sampler, copy, model, config.ahead, config.steps)
         self.ladders = {name: _ladder(task, config) for name, task in tasks.items()}
         self._has_trimmed_samples = False
 
@@ -367,13 +382,18 @@ class Rehearsal:
                 file.write(json.dumps(row) + "\n")
 
     def state(self) -> dict[str, Any]:
-        """How far the ladders were climbed."""
+        """How far the ladders were climbed. All replies that were asked for lie on disk then."""
+        self._sampler.settle()
         return {name: ladder.state() for name, ladder in self.ladders.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Back to those rungs."""
         for name, held in state.items():
             self.ladders[name].restore(held)
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self._sampler.close()
 
 
 def _ladder(task: Task, config: Config) -> Ladder:
@@ -399,9 +419,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     preferred = None
     if config.preference is not None:
         preferred = Preference(load_judge(inputs[config.preference].path, run), tasks)
-    rehearsal = Rehearsal(config, model, chat, tasks, run, lambda part: objective.corrected(model, part), preferred)
+    copy = load_model(source, run.runtime.dtype, run.runtime.device).requires_grad_(False) if config.ahead else None
+    correct = functools.partial(objective.corrected, model)
     course = Course(config.steps, config.lr, config.warmup, config.hold, config.floor, config.save_every)
-    steps = fit(model, rehearsal, objective, optimizer, course, run)
+    with contextlib.closing(Rehearsal(config, model, chat, tasks, run, correct, preferred, copy)) as rehearsal:
+        steps = fit(model, rehearsal, objective, optimizer, course, run)
     keep_model(model, source, steps, run, out, optimizer)
     if (run.scratch / SAMPLES).exists():
         shutil.copyfile(run.scratch / SAMPLES, out.path / SAMPLES)

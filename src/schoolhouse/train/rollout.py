@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from schoolhouse.core.errors import DataError
+from schoolhouse.core.errors import DataError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
@@ -146,6 +148,15 @@ def training_levels(task: Task) -> list[str]:
     return [level for level in task.levels if task.examples("train", level, 1, 0)]
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What one step asks: examples, for each the samplings of its replies, and the file in which those will lie."""
+
+    path: Path
+    examples: Sequence[Example]
+    samplings: Sequence[Sequence[Sampling]]
+
+
 class Sampler:
     """Asks a model for the replies of a step, once: a resumed run learns from the same ones."""
 
@@ -162,22 +173,51 @@ class Sampler:
         """From disk where they lie there already, else from the model. level_of: draws a level of a task; attempt: how
         often the step has asked before.
         """
+        questions = self.questions(step, level_of, attempt)
+        is_new = not questions.path.exists()
+        with self.waiting():
+            found = self.replies(questions)
+        if is_new:
+            self.count(found)
+        return found
+
+    def questions(self, step: int, level_of: Callable[[str, random.Random], str], attempt: int = 0) -> Questions:
+        """What a step asks; nothing is drawn where the replies lie on disk already."""
         again = f"-{attempt}" if attempt else ""
         path = self._folder / f"{step:06d}{again}.json"
         if path.exists():
-            return Rollouts.load(path)
+            return Questions(path, [], [])
         rng = random.Random(f"{self._run.seed}/grpo/{step}{again}")
         examples = [self._draw(rng, level_of) for _ in range(self._config.prompts)]
         samplings = [[self._sampling(rng) for _ in range(self._config.group)] for _ in examples]
-        with self._run.meter.phase("rollout"):
-            rollouts = roll_out(self._engine, self._chat, self._tasks, examples, samplings)
-        self._engine.forget()
-        rollouts.save(path)
         for old in self._folder.glob(f"{step - self._kept:06d}*.json"):
             old.unlink()
+        return Questions(path, examples, samplings)
+
+    def replies(self, questions: Questions, leave: threading.Event | None = None) -> Rollouts:
+        """From disk or the model; then they lie on disk. leave: once set, what is not whole is dropped."""
+        if questions.path.exists():
+            return Rollouts.load(questions.path)
+        asked = questions.examples, questions.samplings
+        rollouts = roll_out(self._engine, self._chat, self._tasks, *asked, leave)
+        self._engine.forget()
+        rollouts.save(questions.path)
+        return rollouts
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A phase of the meter: within, nothing but replies is waited for."""
+        return self._run.meter.phase("rollout")
+
+    def count(self, rollouts: Rollouts) -> None:
+        """Tell the meter of tokens that the model has read and written."""
         tokens = rollouts.made + sum(len(g.prompt) for g in rollouts.groups)
         self._run.meter.add(tokens=tokens, flops=tokens * self._engine.model.config.flops_per_token(0))
-        return rollouts
+
+    def settle(self) -> None:
+        """All that was asked for is there."""
+
+    def close(self) -> None:
+        """Nothing goes on."""
 
     def _draw(self, rng: random.Random, level_of: Callable[[str, random.Random], str]) -> Example:
         """A training question of a task by its weight."""
@@ -197,11 +237,20 @@ def roll_out(
     tasks: Mapping[str, Task],
     examples: Sequence[Example],
     samplings: Sequence[Sequence[Sampling]],
+    leave: threading.Event | None = None,
 ) -> Rollouts:
-    """Sample replies to the examples, one for each of its samplings, and judge them."""
+    """Sample replies to the examples, one for each of its samplings, and judge them. leave: see `Sampler.replies`.
+
+    Raises Stopped once `leave` is set.
+    """
+
+    def watch(finished: int, total: int) -> None:
+        if leave is not None and leave.is_set():
+            raise Stopped(f"Left after {finished} of {total} replies.")
+
     started = time.monotonic()
     prompts = [chat.prompt(tasks[e.task].conversation(e)) for e in examples]
-    replies = engine.generate(prompts, samplings)
+    replies = engine.generate(prompts, samplings, watch)
     groups = []
     for example, prompt, completions in zip(examples, prompts, replies, strict=True):
         samples = [_judged(tasks[example.task], example, chat, c) for c in completions]
