@@ -1,6 +1,6 @@
 """What each method of reinforcement, and each piece of one, does to the same cold start in the same number of steps.
 
-Every variant runs bench/methods.toml with its own keys: 24 steps of 16 questions and 8 replies, then the same 1,000
+Every variant runs bench/methods.toml with its own keys: 24 steps of 16 questions and 8 replies, then the same 400
 held-out questions. Nothing is made twice: stopped, the same command goes on, and variants whose result lies in the
 file are not run again. About four minutes each on two cores with AMX.
 

@@ -22,6 +22,7 @@ from schoolhouse.get.corpora import KNOWN_TEXTS
 from schoolhouse.get.endpoint import Endpoint
 from schoolhouse.model.presets import PRESETS
 from schoolhouse.pipeline import STAGES
+from schoolhouse.prepare.lessons import Lesson, Talk
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
 from schoolhouse.tasks.verify import VERIFIERS
 
@@ -53,6 +54,8 @@ TOP = [
 ]
 INNER = [
     ("A task", TaskTable, f"Its name ({', '.join(f'`{name}`' for name in BUILT_IN)}), or a table with these keys."),
+    ("A lesson", Lesson, "What `prepare.lessons` asks of documents."),
+    ("A talk", Talk, "Dialogues that `prepare.lessons` makes conversations of."),
     ("An endpoint", Endpoint, "A model behind an OpenAI-compatible address. Every reply is remembered on disk."),
     ("A claim", Claim, "What `evaluate.report` holds the exam against. The page says first whether it is met."),
 ]
@@ -198,6 +201,7 @@ MEANINGS = {
     "evaluate.report.claim": "what is claimed, see below; without it the page only shows",
     "evaluate.report.title": "the page's headline",
     "TaskTable.task": "a built-in task, a JSONL file, or a folder of them",
+    "TaskTable.of": "the stage that made the file",
     "TaskTable.verifier": "for a file: " + ", ".join(f"`{name}`" for name in VERIFIERS),
     "TaskTable.name": "how reports call it; the file's name without it",
     "TaskTable.format_reward": "what a well-formed reply with a wrong answer is worth",

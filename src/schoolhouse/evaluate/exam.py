@@ -26,7 +26,7 @@ from schoolhouse.infer.sampler import Sampling
 from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.tasks.load import TaskSpec, complaints, is_checked, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, is_open, load_tasks, name_of, tasks_at_hand
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
@@ -68,13 +68,20 @@ def check(config: Config) -> None:
     for name in config.int8_cache:
         if name not in config.models:
             raise RecipeError(f"int8_cache names {name!r}, which is none of models{did_you_mean(name, config.models)}")
-    tasks = {task.name: task for task in load_tasks(config.tasks)}
-    for name, task in tasks.items():
-        if not is_checked(task):
-            raise TaskError(f"the task {name} has open questions, of which nobody can say what is right: leave it out")
+    named = list(map(name_of, config.tasks))
+    for name in config.levels:
+        if name not in named:
+            raise TaskError(f"levels are given for {name!r}, which is no task of this exam{did_you_mean(name, named)}")
+    for spec in config.tasks:
+        if is_open(spec):
+            raise TaskError(f"{name_of(spec)} has open questions, of which nobody can say what is right: leave it out")
+    _check_levels(config, {task.name: task for task in tasks_at_hand(config.tasks)})
+
+
+def _check_levels(config: Config, tasks: Mapping[str, Task]) -> None:
     for name, weights in config.levels.items():
         if name not in tasks:
-            raise TaskError(f"levels are given for {name!r}, which is no task of this exam{did_you_mean(name, tasks)}")
+            continue  # a stage is to make it, and it is looked at then
         for level, weight in weights.items():
             if level not in tasks[name].levels:
                 raise TaskError(f"task {name} has no level {level!r}{did_you_mean(level, tasks[name].levels)}")
@@ -94,9 +101,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
     Raises Stopped after Ctrl-C; finished units are not asked again.
     """
-    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    tasks = {task.name: task for task in load_tasks(config.tasks, inputs)}
     for complaint in complaints(list(tasks.values())):
         run.log.warn(complaint)
+    _check_levels(config, tasks)
     run.log.info(f"kernels for replies: {status()}")
     questions = draw_questions(config, tasks, run.seed)
     modes: list[Mode] = ["thinking" if thinking else "direct" for thinking in dict.fromkeys(config.thinking)]
@@ -345,6 +353,7 @@ def _judged(task: Task, example: Example, completion: Completion, chat: ChatForm
         "question": example.question,
         "answer": example.answer,
         "reply": reply,
+        **({"meta": dict(example.meta)} if example.meta else {}),
     }
 
 

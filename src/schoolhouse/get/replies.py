@@ -18,7 +18,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.get.endpoint import Endpoint, Said, Spent, ask_all, check_key
 from schoolhouse.get.fetch import cache_folder
 from schoolhouse.get.lineage import ENDPOINT_TERMS
-from schoolhouse.tasks.load import TaskSpec, check_weights, complaints, load_tasks
+from schoolhouse.tasks.load import TaskSpec, check_weights, complaints, load_tasks, tasks_at_hand
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.records import REPLIES, write_rows
@@ -40,7 +40,7 @@ class Config(StageConfig):
 
 def check(config: Config) -> None:
     """Raise TaskError or RecipeError before anything starts if tasks, weights or the key are not there."""
-    load_tasks(config.tasks)
+    tasks_at_hand(config.tasks)
     check_weights(config.weights, config.tasks)
     check_key(config.endpoint)
 
@@ -52,7 +52,7 @@ def fingerprint(config: Config) -> str:
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
     """Ask, and write replies.jsonl. Raises ModelError for an endpoint that does not answer, Stopped after Ctrl-C."""
-    tasks = load_tasks(config.tasks)
+    tasks = load_tasks(config.tasks, inputs)
     for complaint in complaints(tasks):
         run.log.warn(complaint)
     asked = _questions(config, tasks, run.seed)

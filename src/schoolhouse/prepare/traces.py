@@ -7,7 +7,7 @@ levels and every exam question stay unseen.
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -15,7 +15,7 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig
 from schoolhouse.core.errors import DataError
-from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, load_tasks, tasks_at_hand
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task, worked_conversation
 from schoolhouse.text.records import CONVERSATIONS, Conversation, write_conversations
@@ -40,7 +40,11 @@ class Config(StageConfig):
 
 def check(config: Config) -> None:
     """Raise TaskError or DataError before anything starts if a task is missing or has no traces."""
-    for task in load_tasks(config.tasks):
+    _need_traces(tasks_at_hand(config.tasks))
+
+
+def _need_traces(tasks: Sequence[Task]) -> None:
+    for task in tasks:
         if not task.trace_levels:
             raise DataError(
                 f'the task {task.name} has no worked traces to start from; add a "trace" to some of its easy rows, '
@@ -55,10 +59,10 @@ def fingerprint(config: Config) -> str:
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: "Run", out: Draft) -> None:
     """Write conversations.jsonl and its data card."""
-    check(config)
     conversations: list[Conversation] = []
     counts: dict[str, dict[str, int]] = {}
-    tasks = load_tasks(config.tasks)
+    tasks = load_tasks(config.tasks, inputs)
+    _need_traces(tasks)
     for complaint in complaints(tasks):
         run.log.warn(complaint)
     for task in tasks:

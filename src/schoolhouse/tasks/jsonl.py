@@ -1,8 +1,8 @@
 """A task of the user's own: a JSONL file (or a folder of them) of questions and answers, and a verifier's name.
 
 A row is `{"question": ..., "answer": ...}`, and may have `"level"` (a name or number), `"trace"` (a worked solution
-for the cold start) and `"split"` ("train" or "test"). Without a split a fifth of the questions, by their hash, are
-held out. Rows that cannot be used are set aside with their reason.
+for the cold start), `"split"` ("train" or "test") and `"meta"` (an object that is kept beside every verdict). Without
+a split a fifth of the questions, by their hash, are held out. Rows that cannot be used are set aside with their reason.
 """
 
 import json
@@ -31,7 +31,7 @@ from schoolhouse.tasks.verify import OPEN, Verifier, complaint, load_verifier
 from schoolhouse.text.records import BadRow, Conversation, ReadJsonl
 
 ONLY_LEVEL = "all"
-_KEYS = {"question", "answer", "level", "trace", "split"}
+_KEYS = {"question", "answer", "level", "trace", "split", "meta"}
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,11 @@ def _example(row: dict[str, Any], task: str, verifier: str) -> tuple[Split, Exam
     split = row.get("split") or split_of(question)
     if split not in SPLITS:
         raise DataError(f"the split is {split!r}; it is {' or '.join(SPLITS)}")
+    meta = row.get("meta", {})
+    if not isinstance(meta, dict):
+        raise DataError(f"meta is {type(meta).__name__}, not an object")
     trace = _text(row, "trace")
-    return split, Example(example_id(task, level, question), task, level, question, answer, trace)
+    return split, Example(example_id(task, level, question), task, level, question, answer, trace, meta)
 
 
 def _text(row: dict[str, Any], key: str) -> str | None:

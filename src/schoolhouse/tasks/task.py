@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from schoolhouse.core.errors import TaskError
 from schoolhouse.text.records import Conversation, Message
@@ -26,7 +26,10 @@ SYSTEM_DIRECT = "Give only the result in <answer></answer>."
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its right answer; `trace` is a worked solution, only ever given on a task's trace levels."""
+    """One question with its right answer; `trace` is a worked solution, only ever given on a task's trace levels.
+
+    meta: travels with it for whoever counts by group; no model sees it.
+    """
 
     id: str
     task: str
@@ -34,6 +37,7 @@ class Example:
     question: str
     answer: str
     trace: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

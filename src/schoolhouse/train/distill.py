@@ -202,7 +202,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     for folder in above.values():
         same_ids(source, folder)
     chat = ChatFormat.load(source)
-    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    tasks = {task.name: task for task in load_tasks(config.tasks, inputs)}
     for complaint in complaints(list(tasks.values())):
         run.log.warn(complaint)
     model = load_model(source, run.runtime.dtype, run.runtime.device)

@@ -28,7 +28,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.kernels.native import status
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_model
-from schoolhouse.tasks.load import TaskSpec, complaints, is_checked, load_tasks
+from schoolhouse.tasks.load import TaskSpec, complaints, is_open, load_tasks
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
@@ -123,7 +123,7 @@ def check(config: Config) -> None:
     check_lora(config)
     if config.language is not None:
         check_language(config.language)
-    if config.preference is not None and all(is_checked(task) for task in load_tasks(config.tasks)):
+    if config.preference is not None and not any(map(is_open, config.tasks)):
         raise RecipeError('preference is set, and every task checks its answers: add one with verifier = "open".')
     for key, switch, off in (
         ("distance", "kl", 0),
@@ -408,7 +408,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     """Teach `model` by its own answers on the tasks' ladders, until the steps or the stage's time are spent."""
     source: Path = inputs[config.model].path
     chat = ChatFormat.load(source)
-    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    tasks = {task.name: task for task in load_tasks(config.tasks, inputs)}
     for complaint in complaints(list(tasks.values())):
         run.log.warn(complaint)
     model = load_model(source, run.runtime.dtype, run.runtime.device)

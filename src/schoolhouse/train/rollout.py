@@ -20,7 +20,7 @@ from schoolhouse.core.run import Run
 from schoolhouse.infer.engine import Completion, Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.transformer import Transformer
-from schoolhouse.tasks.load import TaskSpec, check_weights, load_tasks
+from schoolhouse.tasks.load import TaskSpec, check_weights, tasks_at_hand
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
 
@@ -134,7 +134,7 @@ class Asking(Protocol):
 
 def check_asking(config: Asking) -> None:
     """Raise TaskError or RecipeError if tasks or their weights do not fit together."""
-    load_tasks(config.tasks)
+    tasks_at_hand(config.tasks)
     check_weights(config.weights, config.tasks)
 
 

@@ -150,7 +150,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
     Raises DataError if nothing was right, Stopped after an interrupt, BudgetError when the recipe's time is spent.
     """
-    tasks = {task.name: task for task in load_tasks(config.tasks)}
+    tasks = {task.name: task for task in load_tasks(config.tasks, inputs)}
     for complaint in complaints(list(tasks.values())):
         run.log.warn(complaint)
     harvest = Harvest(config.keep, config.repeats, config.language)
