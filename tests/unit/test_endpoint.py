@@ -209,3 +209,29 @@ def test_a_key_that_is_not_there_and_replies_of_another_task_are_said(provider, 
     for wrong in ({}, {"model": "m", "replies": "r"}):
         with pytest.raises(RecipeError, match="and not both"):
             sample.check(sample.Config(tasks=["boxes"], **wrong))
+
+
+def test_a_model_that_lies_here_answers_as_well_and_goes_on_after_a_stop(starter, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(replies, "TOGETHER", 2)
+    config = replies.Config(model="start", tasks=[task], questions=5, group=3, temperature=1.0, max_new_tokens=70)
+
+    def answer(folder, run=None):
+        out = draft(folder / "out")
+        replies.run(config, {"start": starter}, run or fp32_run(folder), out)
+        return read_rows(out.path / "replies.jsonl").good
+
+    whole, run = answer(tmp_path / "whole"), fp32_run(tmp_path / "cut")
+    assert [len(row["replies"]) for row in whole] == [3] * 5
+    assert len({reply["text"] for row in whole for reply in row["replies"]}) > 1
+    say = run.log.step
+    run.log.step = lambda *args, **figures: run.interrupted.set() or say(*args, **figures)
+    with pytest.raises(Stopped, match="after 2 of 5 questions"):
+        answer(tmp_path / "cut", run)
+    assert answer(tmp_path / "cut") == whole
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_somebody_is_asked_and_not_two(provider, sums, both):
+    given = {"model": "m"} if both else {"endpoint": None}
+    with pytest.raises(RecipeError, match="who is to answer"):
+        replies.check(settings(provider, sums).model_copy(update=given))
