@@ -25,6 +25,7 @@ from schoolhouse.pipeline import STAGES
 from schoolhouse.prepare.lessons import Lesson, Talk
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
 from schoolhouse.tasks.verify import VERIFIERS
+from schoolhouse.train.private import Privacy
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 HEAD = """\
@@ -56,6 +57,7 @@ INNER = [
     ("A task", TaskTable, f"Its name ({', '.join(f'`{name}`' for name in BUILT_IN)}), or a table with these keys."),
     ("A lesson", Lesson, "What `prepare.lessons` asks of documents."),
     ("A talk", Talk, "Dialogues that `prepare.lessons` makes conversations of."),
+    ("A privacy", Privacy, "How little `train.sft` lets a model tell of one conversation; see docs/probes.md."),
     ("An endpoint", Endpoint, "A model behind an OpenAI-compatible address. Every reply is remembered on disk."),
     ("A claim", Claim, "What `evaluate.report` holds the exam against. The page says first whether it is met."),
 ]

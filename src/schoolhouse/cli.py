@@ -63,6 +63,28 @@ def run(
 
 
 @app.command()
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one value; may be given several times."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take some documents all the way, show them, keep nothing.")
+    ] = False,
+    documents: Annotated[int, typer.Option("--documents", min=1, help="With --dry-run: of each source.")] = 200,
+    home: Home = _HOME,
+) -> None:
+    """Make a recipe's data, and nothing that learns from it.
+
+    With --dry-run, counts and samples first.
+    """
+    from schoolhouse.preview import prepare_recipe
+
+    prepare_recipe(recipe, overrides or [], home, documents if dry_run else None)
+
+
+@app.command()
 def chat(
     model: Annotated[
         str | None,

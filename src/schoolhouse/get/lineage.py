@@ -12,6 +12,11 @@ from schoolhouse.core.artifact import Artifact, Draft
 
 CARD = "README.md"
 ENDPOINT_TERMS = "terms"
+SAID = {
+    ENDPOINT_TERMS: "## Terms of endpoints\n\nIt learnt from replies given under these terms, as recipes say:",
+    "privacy": "## Differential privacy\n\nWhat the weights can tell of what a stage learnt from is bounded so:",
+}
+"""Lines in an artifact's facts that whatever is made of it keeps, and what a model's card says above them."""
 TERMS = ("LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*")
 """Files that most licences ask to be handed on."""
 
@@ -31,9 +36,12 @@ def inherit(parents: Mapping[str, Artifact], out: Draft, kind: str, name: str) -
     parents: the stage's inputs by name; kind, name: the stage. A folder that is no model, that has a card of its own,
     or whose parents state no licence gets none.
     """
-    terms = sorted({term for parent in parents.values() for term in parent.meta.get(ENDPOINT_TERMS, ())})
-    if terms:
-        out.meta[ENDPOINT_TERMS] = terms
+    for key in SAID:
+        lines = sorted(
+            {line for facts in (out.meta, *(p.meta for p in parents.values())) for line in facts.get(key, ())}
+        )
+        if lines:
+            out.meta[key] = lines
     known = {n: a for n, a in parents.items() if "config.json" in a.manifest["files"] and "licence" in a.meta}
     if not known or not (out.path / "config.json").exists() or (out.path / CARD).exists():
         return
@@ -44,11 +52,9 @@ def inherit(parents: Mapping[str, Artifact], out: Draft, kind: str, name: str) -
                 shutil.copyfile(parent.path / term, out.path / term)
     out.meta["licence"] = licence
     card = _card(known, licence, kind, name)
-    if terms:
-        card += (
-            "\n## Terms of endpoints\n\nIt learnt from replies that were given under these terms, as recipes say:\n\n"
-        )
-        card += "".join(f"- {term}\n" for term in terms)
+    for key, words in SAID.items():
+        if key in out.meta:
+            card += f"\n{words}\n\n" + "".join(f"- {line}\n" for line in out.meta[key])
     (out.path / CARD).write_text(card, encoding="utf-8")
 
 

@@ -232,6 +232,7 @@ def _update(learner: _Learner, parts: Sequence[Part], lr: float, run: Run) -> di
             loss = loss + leaning
             figures = figures | {"sequence_loss": float(leaning.detach())}
         loss.backward()
+        learner.optimizer.part_done()
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
     if not math.isfinite(sums["loss"]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -74,6 +74,7 @@ class LoraOptimizer:
         for weight in self._weights.values():
             weight.grad = torch.zeros_like(weight)
             sum_in_place(weight)
+        self._given: list[Tensor] | None = None
         factors = [*self._down.values(), *self._up.values()]
         self._adamw = torch.optim.AdamW(factors, betas=betas, eps=1e-8, weight_decay=weight_decay, fused=True)
 
@@ -82,29 +83,45 @@ class LoraOptimizer:
         """Move the factors by the slopes that the network holds, and zero those; returns the factors' norm before
         clipping. Raises TrainError, with the weights untouched, if it is not a number.
         """
+        slopes = self._given or self.slopes()
+        self._given = None
         square = 0.0
-        for name, weight in self._weights.items():
-            assert weight.grad is not None, "made with the optimizer"
-            slope = SCALE * weight.grad.float()  # (out, in)
-            down, up = self._down[name], self._up[name]
-            down.grad, up.grad = up.t() @ slope, slope @ down.t()
-            weight.grad.zero_()
-            square += float(down.grad.square().sum() + up.grad.square().sum())
+        for factor, slope in zip((*self._down.values(), *self._up.values()), slopes, strict=True):
+            factor.grad = slope
+            square += float(slope.square().sum())
         norm = math.sqrt(square) if math.isfinite(square) else math.nan
         if not math.isfinite(norm):
             raise TrainError(
                 f"The gradient's norm is {norm}: the step was not taken. "
                 "Lower the learning rate (lr) or look at the data."
             )
-        factor = min(1.0, self._clip / (norm + 1e-6))
-        for part in (*self._down.values(), *self._up.values()):
-            if part.grad is not None:
-                part.grad.mul_(factor)
+        shrink = min(1.0, self._clip / (norm + 1e-6))
+        for slope in slopes:
+            slope.mul_(shrink)
         self._adamw.param_groups[0]["lr"] = lr
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         self._hold()
         return norm
+
+    def part_done(self) -> None:
+        """Nothing to do: slopes add up where the network holds them."""
+
+    @torch.no_grad()
+    def slopes(self) -> list[Tensor]:
+        """See `Mover.slopes`: those of all first factors, then those of the others."""
+        down, up = [], []
+        for name, weight in self._weights.items():
+            assert weight.grad is not None, "made with the optimizer"
+            slope = SCALE * weight.grad.float()  # (out, in)
+            down.append(self._up[name].t() @ slope)
+            up.append(slope @ self._down[name].t())
+            weight.grad.zero_()
+        return [*down, *up]
+
+    def give(self, slopes: Sequence[Tensor]) -> None:
+        """See `Mover.give`."""
+        self._given = list(slopes)
 
     @torch.no_grad()
     def _hold(self) -> None:

@@ -7,7 +7,7 @@ so each weight has an fp32 master that takes the steps and is rounded into the n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -29,6 +29,15 @@ class Mover(Protocol):
 
     def step(self, lr: float) -> float:
         """Move once and return the slopes' norm."""
+
+    def part_done(self) -> None:
+        """The slope of one part has been added to those that the network holds."""
+
+    def slopes(self) -> list[Tensor]:
+        """Take the slopes out of the network, as fp32 and of what really moves; it holds none then."""
+
+    def give(self, slopes: Sequence[Tensor]) -> None:
+        """Let the next step move by these slopes, in the order of `slopes`."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs."""
@@ -119,6 +128,23 @@ class Optimizer:
             else:
                 self._step_plain(part, moved, lr, factor)
         return norm
+
+    def part_done(self) -> None:
+        """Nothing to do: slopes add up where the network holds them."""
+
+    def slopes(self) -> list[Tensor]:
+        """See `Mover.slopes`: one for each weight that moves."""
+        taken = [grad.to(torch.float32, copy=True) for w in self._weights.values() if (grad := w.grad) is not None]
+        for weight in self._weights.values():
+            if weight.grad is not None:
+                weight.grad.zero_()
+        return taken
+
+    def give(self, slopes: Sequence[Tensor]) -> None:
+        """See `Mover.give`."""
+        moving = [grad for w in self._weights.values() if (grad := w.grad) is not None]
+        for grad, slope in zip(moving, slopes, strict=True):
+            grad.copy_(slope)
 
     def _step_fused(self, part: torch.optim.AdamW, grads: Mapping[str, Tensor], lr: float, factor: float) -> None:
         """AdamW in one pass over memory, of weights and gradients in bf16."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Duration, Ref, StageConfig
-from schoolhouse.core.errors import DataError
+from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.kernels.grid import filler
 from schoolhouse.model.packed import Packed
@@ -23,7 +23,8 @@ from schoolhouse.text.chat import SYSTEM_FILE, ChatFormat, Rendered
 from schoolhouse.text.records import CONVERSATIONS, read_conversations
 from schoolhouse.train.fit import SAVE_EVERY_S, Batch, Course, even_cuts, fit, shuffled
 from schoolhouse.train.lora import check_lora, mover
-from schoolhouse.train.optimizer import Kind
+from schoolhouse.train.optimizer import Kind, Mover
+from schoolhouse.train.private import PRIVACY, Chance, Privacy, PrivateMover, plan, told
 from schoolhouse.train.recorded import read_record, recorded_loss
 from schoolhouse.train.result import keep_model, training_bytes
 
@@ -41,6 +42,7 @@ class Config(StageConfig):
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Kind = "adamw"
     lora: int | None = Field(default=None, ge=1)  # rank of the differences that are learnt instead of all weights
+    privacy: Privacy | None = None  # how much may be told of one conversation, see below
     max_tokens: int = Field(default=1024, ge=16)  # of one conversation; longer ones are an error
     part_tokens: int = Field(default=768, ge=64)  # computed at once; sets the memory of the activations
     save_every: Duration = SAVE_EVERY_S  # what a killed run loses at most
@@ -49,6 +51,8 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise RecipeError for keys that do not go together."""
     check_lora(config)
+    if config.privacy is not None and config.record is not None:
+        raise RecipeError("privacy is set, and a record tells of every conversation by itself: leave one of them out.")
 
 
 def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, Any]]) -> int:
@@ -117,7 +121,7 @@ def places_of(row: Rendered) -> list[int]:
 
 
 def make_part(
-    rows: Sequence[Rendered], learnt: int, device: torch.device, says: Sequence[tuple[Tensor, Tensor]] = ()
+    rows: Sequence[Rendered], learnt: float, device: torch.device, says: Sequence[tuple[Tensor, Tensor]] = ()
 ) -> Part:
     """Lay conversations end to end. learnt: number of learnt tokens in the whole batch; says: of each conversation what
     a master holds likely there.
@@ -196,7 +200,35 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         f"{len(rows)} conversations, {share:.0%} of the tokens are learnt, {batches.steps} steps of {config.batch}"
     )
     course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
-    steps = fit(model, batches, objective, optimizer, course, run)
+    if config.privacy is not None:
+        steps = _fit_private(config, config.privacy, model, rows, optimizer, course, inputs[config.data], run, out)
+    else:
+        steps = fit(model, batches, objective, optimizer, course, run)
     keep_model(model, source, steps, run, out, optimizer)
     if system is not None:
         (out.path / SYSTEM_FILE).write_text(system + "\n", encoding="utf-8")
+
+
+def _fit_private(
+    config: Config, privacy: Privacy, model: Transformer, rows: Sequence[Rendered], optimizer: Mover, course: Course,
+    data: Artifact, run: Run, out: Draft,
+) -> int:  # fmt: skip
+    """As `fit`, but each conversation by itself and with noise; the artifact's facts say what that is worth."""
+    if model.config.moe is not None:
+        raise RecipeError("privacy is set, and a mixture's balance counts tokens without noise: take a dense model.")
+    found = plan(privacy, len(rows), config.batch, course.steps)
+    device = run.runtime.device
+
+    def part_of(row: Rendered) -> Part:
+        return make_part([row], config.batch * sum(row.loss_mask[1:]), device)
+
+    run.log.info(
+        f"each conversation by itself: noise {found.noise:.3g} times the norm {privacy.clip:g} that is left of it"
+    )
+    private = PrivateMover(optimizer, privacy.clip, found.noise, config.batch)
+    steps = fit(model, Chance(rows, found.rate, part_of), cross_entropy, private, course, run)
+    persons = Counter(row.meta.get("person") for row in read_conversations(data.file(CONVERSATIONS)).good)
+    most = max((count for person, count in persons.items() if person is not None), default=1)
+    out.meta[PRIVACY] = [f"{run.stage}: {told(found.spent(steps), found, len(rows), most)}"]
+    run.log.info(out.meta[PRIVACY][0])
+    return steps
