@@ -41,6 +41,7 @@ STAGES: Mapping[str, str] = {
     "prepare.pack": "schoolhouse.prepare.pack",
     "prepare.traces": "schoolhouse.prepare.traces",
     "prepare.ratings": "schoolhouse.prepare.ratings",
+    "prepare.read": "schoolhouse.prepare.read",
     "prepare.synthesize": "schoolhouse.prepare.synthesize",
     "prepare.lessons": "schoolhouse.prepare.lessons",
     "train.pretrain": "schoolhouse.train.pretrain",
