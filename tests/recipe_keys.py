@@ -23,6 +23,7 @@ from schoolhouse.get.endpoint import Endpoint
 from schoolhouse.model.presets import PRESETS
 from schoolhouse.pipeline import STAGES
 from schoolhouse.prepare.lessons import Lesson, Talk
+from schoolhouse.prepare.quality import Quality
 from schoolhouse.prepare.read_items import Table
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
 from schoolhouse.tasks.verify import VERIFIERS
@@ -57,6 +58,7 @@ TOP = [
 INNER = [
     ("A task", TaskTable, f"Its name ({', '.join(f'`{name}`' for name in BUILT_IN)}), or a table with these keys."),
     ("A table of files", Table, "How `prepare.read` makes texts of the rows of CSV, Parquet and JSON lines."),
+    ("quality", Quality, "Numbers of `prepare.clean`'s rules: `quality = { min_words = 5 }`."),
     ("A lesson", Lesson, "What `prepare.lessons` asks of documents."),
     ("A talk", Talk, "Dialogues that `prepare.lessons` makes conversations of."),
     ("A privacy", Privacy, "How little `train.sft` lets a model tell of one conversation; see docs/probes.md."),

@@ -42,6 +42,8 @@ STAGES: Mapping[str, str] = {
     "prepare.traces": "schoolhouse.prepare.traces",
     "prepare.ratings": "schoolhouse.prepare.ratings",
     "prepare.read": "schoolhouse.prepare.read",
+    "prepare.clean": "schoolhouse.prepare.clean",
+    "prepare.coverage": "schoolhouse.prepare.coverage",
     "prepare.synthesize": "schoolhouse.prepare.synthesize",
     "prepare.lessons": "schoolhouse.prepare.lessons",
     "train.pretrain": "schoolhouse.train.pretrain",

@@ -15,7 +15,14 @@ from schoolhouse.tasks.load import TaskTable, load_task, load_tasks, tasks_at_ha
 from schoolhouse.text.records import read_conversations
 from schoolhouse.text.sourced import Document, Origin, document_id, write_documents
 
-CODE = {"kind": "note", "ask": "{text}\nWhich code?", "answer": "{code}", "think": "This is {name}.", "level": "{ward}"}
+CODE = {
+    "name": "codes",
+    "kind": "note",
+    "ask": "{text}\nWhich code?",
+    "answer": "{code}",
+    "think": "This is {name}.",
+    "level": "{ward}",
+}
 
 
 def note(number, text=None, kind="note", person=None, **facts):
@@ -44,7 +51,7 @@ def rows(out, name):
 
 def test_templates_are_filled_in_and_each_row_knows_its_document(tmp_path):
     train, test = [note(1), note(2, kind="letter")], [note(4)]
-    out = made(tmp_path, train, test, lessons={"codes": CODE}, groups=["ward"])
+    out = made(tmp_path, train, test, lessons=[CODE], groups=["ward"])
     learnt, asked = sorted(rows(out, "codes"), key=lambda row: row["split"], reverse=True)
     assert learnt["question"] == "Note 1.\nWhich code?"
     assert (learnt["answer"], learnt["trace"], learnt["level"], learnt["split"]) == (
@@ -66,7 +73,7 @@ def test_templates_are_filled_in_and_each_row_knows_its_document(tmp_path):
 
 def test_without_held_out_documents_no_person_is_on_both_sides(tmp_path):
     documents = [note(i, person=f"p{i % 20}") for i in range(100)]
-    found = rows(made(tmp_path, documents, lessons={"codes": CODE}), "codes")
+    found = rows(made(tmp_path, documents, lessons=[CODE]), "codes")
     sides = {split: {row["meta"]["person"] for row in found if row["split"] == split} for split in ("train", "test")}
     assert len(found) == 100
     assert sides["train"]
@@ -82,7 +89,7 @@ def test_what_gives_no_question_is_counted_with_its_reason(tmp_path):
         note(4, text="Note 9."),
         note(5, text="Note 1.", code="E1"),
     ]
-    out = made(tmp_path, train, [note(9)], lessons={"codes": CODE})
+    out = made(tmp_path, train, [note(9)], lessons=[CODE])
     left_out = out.meta["lessons"]["codes"]["left_out"]
     assert left_out == {"no code": 1, "asked before, with another answer": 2, "asked before": 1}
     assert [row["question"] for row in rows(out, "codes") if row["split"] == "test"] == ["Note 9.\nWhich code?"]
@@ -91,9 +98,9 @@ def test_what_gives_no_question_is_counted_with_its_reason(tmp_path):
 
 
 def test_where_kind_and_most_choose_and_bare_answers_are_taught_without_thinking(tmp_path):
-    plain = {"ask": "{text}", "answer": "{urgent}", "where": {"ward": "a"}}
+    plain = {"name": "urgent", "ask": "{text}", "answer": "{urgent}", "where": {"ward": "a"}}
     train = [note(i, urgent=i % 4 == 1) for i in range(1, 20)]
-    out = made(tmp_path, train, [note(31, urgent=True)], lessons={"urgent": plain}, most=4)
+    out = made(tmp_path, train, [note(31, urgent=True)], lessons=[plain], most=4)
     found = rows(out, "urgent")
     assert [(row["question"], row["answer"]) for row in found if row["split"] == "train"] == [
         ("Note 1.", "yes"), ("Note 3.", "no"), ("Note 5.", "yes"), ("Note 7.", "no"),
@@ -105,8 +112,8 @@ def test_where_kind_and_most_choose_and_bare_answers_are_taught_without_thinking
 
 
 def test_an_answer_that_the_verifier_cannot_check_is_left_out(tmp_path):
-    dose = {"ask": "{text} How many mg?", "answer": "{dose}", "verifier": "number"}
-    out = made(tmp_path, [note(1, dose=12.5), note(2, dose="plenty")], [note(3, dose=4.0)], lessons={"dose": dose})
+    dose = {"name": "dose", "ask": "{text} How many mg?", "answer": "{dose}", "verifier": "number"}
+    out = made(tmp_path, [note(1, dose=12.5), note(2, dose="plenty")], [note(3, dose=4.0)], lessons=[dose])
     assert [row["answer"] for row in rows(out, "dose")] == ["4", "12.5"]
     assert sum(out.meta["lessons"]["dose"]["left_out"].values()) == 1
 
@@ -129,10 +136,10 @@ def test_dialogues_become_conversations_from_the_user_to_the_assistant(tmp_path)
     ("config", "told"),
     [
         ({}, "neither lessons nor talk"),
-        ({"lessons": {"a": CODE | {"ask": "{text"}}}, r"lessons.a.ask is '\{text'"),
-        ({"lessons": {"a": CODE | {"ask": "{text.upper}"}}}, "between braces stands"),
-        ({"lessons": {"a": CODE | {"answer": "{text}"}}}, "a whole document is no answer"),
-        ({"lessons": {"conversations": CODE}}, "choose another name"),
+        ({"lessons": [CODE | {"ask": "{text"}]}, r"lessons.codes.ask is '\{text'"),
+        ({"lessons": [CODE | {"ask": "{text.upper}"}]}, "between braces stands"),
+        ({"lessons": [CODE | {"answer": "{text}"}]}, "a whole document is no answer"),
+        ({"lessons": [CODE | {"name": "conversations"}]}, "choose another name"),
     ],
 )
 def test_templates_that_cannot_be_filled_are_found_before_the_start(config, told):
@@ -142,11 +149,11 @@ def test_templates_that_cannot_be_filled_are_found_before_the_start(config, told
 
 def test_an_unknown_fact_is_told_with_a_near_one(tmp_path):
     with pytest.raises(DataError, match=r"no question for train \(no codes: 1\).*did you mean 'code'"):
-        made(tmp_path, [note(1)], [], lessons={"codes": CODE | {"answer": "{codes}"}})
+        made(tmp_path, [note(1)], [], lessons=[CODE | {"answer": "{codes}"}])
 
 
 def test_a_task_may_be_a_file_that_a_stage_made(tmp_path):
-    out = made(tmp_path, [note(1)], [note(4)], lessons={"codes": CODE}, groups=["ward"])
+    out = made(tmp_path, [note(1)], [note(4)], lessons=[CODE], groups=["ward"])
     table = TaskTable(task="codes.jsonl", of="lessons", verifier="exact")
     inputs = {"lessons": artifact(out.path)}
     assert tasks_at_hand([table, "boxes"]) == load_tasks(["boxes"])

@@ -1,67 +1,12 @@
-"""Intervals for shares of right answers, and whether one model is better than another. No tensors, no models.
-
-Shares near 0 and 1 are what a claim lives on, where the textbook interval fails; score intervals hold there.
-"""
+"""Whether one model is better than another on the same items. No tensors, no models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
 
-CONFIDENCE = 0.95
-
-
-class Interval(NamedTuple):
-    """Both ends of a confidence interval."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A share in [0, 1] with its interval, and the number of items behind it."""
-
-    value: float
-    interval: Interval
-    n: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much larger the first share is than the second on the same items, with its interval and exact p-value."""
-
-    value: float
-    interval: Interval
-    p_value: float
-    n: int
-
-
-def wilson_interval(correct: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Score interval of a share. Nothing is known without items: (0, 1) for n = 0. Raises ValueError if it is no count.
-
-    Source: Wilson 1927; checked against the numbers of Newcombe 1998, "Two-sided confidence intervals for the single
-    proportion".
-    """
-    if not 0 <= correct <= n:
-        raise ValueError(f"{correct} of {n} is no share: count right answers among the items")
-    if n == 0:
-        return Interval(0.0, 1.0)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (correct + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(correct * (n - correct) / n + z * z / 4)
-    # At the ends the formula meets 0 and 1 exactly; rounding must not put them outside.
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == n else min(1.0, centre + half)
-    return Interval(low, high)
-
-
-def share(correct: int, n: int) -> Estimate:
-    """A share of right answers with its interval; 0 of 0 is 0 with the interval (0, 1)."""
-    return Estimate(correct / n if n else 0.0, wilson_interval(correct, n), n)
+from schoolhouse.core.shares import Difference, Estimate, Interval, share, wilson_interval
 
 
 def mean_of_levels(counts: Sequence[tuple[int, int]]) -> Estimate:

@@ -24,18 +24,18 @@ from schoolhouse.tasks.verify import OPEN, complaint, load_verifier
 from schoolhouse.text.documents import DOCUMENTS
 from schoolhouse.text.records import CONVERSATIONS, Conversation, Message, write_conversations, write_rows
 from schoolhouse.text.reply import render_reply
-from schoolhouse.text.sourced import Document, read_documents
+from schoolhouse.text.sourced import HELD_OUT, Document, read_documents
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
-HELD_OUT = "held_out"  # the folder in an artifact with documents that nothing may learn from
 _TEXT = "text"
 
 
 class Lesson(Strict):
     """One kind of question. Templates are words with `{text}` or the name of a fact between braces."""
 
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")  # of the task, and of the file of questions NAME.jsonl
     ask: str  # template of the question
     answer: str  # template of the answer
     think: str | None = None  # template of the way to it; without it the answer is taught bare
@@ -58,7 +58,7 @@ class Config(StageConfig):
     """What `prepare.lessons` makes of documents."""
 
     data: Ref  # documents, from a stage that makes them
-    lessons: dict[str, Lesson] = Field(default={})  # by name: each makes a file of questions NAME.jsonl
+    lessons: list[Lesson] = Field(default=[])  # each makes a file of questions, see below
     talk: Talk | None = None  # dialogues that become conversations
     groups: list[str] = Field(default=[])  # facts that go beside every question, for counting by group
     most: int | None = Field(default=None, ge=1)  # training questions of a lesson at most, the first ones
@@ -68,12 +68,13 @@ def check(config: Config) -> None:
     """Raise RecipeError or TaskError before anything starts for templates that cannot be filled in."""
     if not config.lessons and config.talk is None:
         raise RecipeError(
-            "neither lessons nor talk is given, so nothing is made: write lessons.NAME = { ask, answer }."
+            "neither lessons nor talk is given, so nothing is made: write lessons = [{ name, ask, answer }]."
         )
-    for name, lesson in config.lessons.items():
+    names = [lesson.name for lesson in config.lessons]
+    for name, lesson in zip(names, config.lessons, strict=True):
         load_verifier(lesson.verifier)
-        if Path(name).name != name or name == Path(CONVERSATIONS).stem:
-            raise RecipeError(f"a lesson is called {name!r}: it names a file NAME.jsonl; choose another name.")
+        if name == Path(CONVERSATIONS).stem or names.count(name) > 1:
+            raise RecipeError(f"a lesson is called {name!r}, and so is another file: choose another name.")
         for key in ("ask", "answer", "think", "level"):
             for wanted in _fields(getattr(lesson, key) or "", f"lessons.{name}.{key}"):
                 if key == "answer" and wanted == _TEXT:
@@ -117,12 +118,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
     Raises DataError for a lesson without questions to learn from or held out.
     """
-    made = {name: _Made() for name in config.lessons}
+    lessons = {lesson.name: lesson for lesson in config.lessons}
+    made = {name: _Made() for name in lessons}
     talks: list[Conversation] = []
     known: set[str] = set()
     for split, document in _documents(inputs[config.data].path):
         known |= document.facts.keys()
-        for name, lesson in config.lessons.items():
+        for name, lesson in lessons.items():
             if _fits(lesson, document):
                 _make(name, lesson, document, split, config, made[name])
         if config.talk is not None and split == "train" and document.kind == config.talk.kind:
@@ -134,7 +136,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         if split == "train"
     ]
     for name, questions in made.items():
-        _need_both(name, config.lessons[name], questions, known)
+        _need_both(lessons[name], questions, known)
         write_rows(out.path / f"{name}.jsonl", (row for _, row in questions.rows.values()))
     if config.talk is not None and not talks:
         said = f"{config.talk.user}: and then {config.talk.assistant}:"
@@ -142,7 +144,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     total = write_conversations(out.path / CONVERSATIONS, [*conversations, *talks])
     facts = {name: _counts(questions) for name, questions in made.items()}
     out.meta.update(rows=total, lessons=facts, talks=len(talks))
-    (out.path / "README.md").write_text(_card(config, facts, len(talks), total), encoding="utf-8")
+    (out.path / "README.md").write_text(_card(lessons, facts, len(talks), total), encoding="utf-8")
     said = "".join(f"; {name}: {c['train']} to learn from, {c['test']} held out" for name, c in facts.items())
     run.log.info(f"{total} conversations, {len(talks)} of them dialogues{said}")
 
@@ -228,14 +230,14 @@ def _talk(talk: Talk, document: Document, groups: Iterable[str]) -> list[Convers
     return [Conversation((*told, *messages), _origin(document, groups))]
 
 
-def _need_both(name: str, lesson: Lesson, made: _Made, known: set[str]) -> None:
+def _need_both(lesson: Lesson, made: _Made, known: set[str]) -> None:
     empty = [split for split in SPLITS if not made.counts[split]]
     if empty:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in made.left_out.most_common(3)) or "no document fits"
-        unknown = [f for f in _fields(lesson.ask + lesson.answer, name) if f != _TEXT and f not in known]
+        unknown = [f for f in _fields(lesson.ask + lesson.answer, lesson.name) if f != _TEXT and f not in known]
         hint = f" No document has a fact {unknown[0]!r}{did_you_mean(unknown[0], known)}." if unknown else ""
         raise DataError(
-            f"lesson {name!r} has no question for {empty[0]} ({reasons}).{hint} Look at its kind, where and templates."
+            f"lesson {lesson.name!r} has no question for {empty[0]} ({reasons}).{hint} Look at its templates, kind and where."
         )
 
 
@@ -243,13 +245,13 @@ def _counts(made: _Made) -> dict[str, Any]:
     return {**{split: made.counts[split] for split in SPLITS}, "left_out": dict(made.left_out)}
 
 
-def _card(config: Config, facts: Mapping[str, Mapping[str, Any]], talks: int, total: int) -> str:
+def _card(lessons: Mapping[str, Lesson], facts: Mapping[str, Mapping[str, Any]], talks: int, total: int) -> str:
     rows = [
-        f"| `{name}.jsonl` | {config.lessons[name].verifier} | {c['train']} | {c['test']} | "
+        f"| `{name}.jsonl` | {lessons[name].verifier} | {c['train']} | {c['test']} | "
         f"{'; '.join(f'{reason}: {n}' for reason, n in sorted(c['left_out'].items()))} |"
         for name, c in facts.items()
     ]
-    checked = "open questions are checked by nobody" if any(x.verifier == OPEN for x in config.lessons.values()) else ""
+    checked = "open questions are checked by nobody" if any(x.verifier == OPEN for x in lessons.values()) else ""
     return "\n".join([
         "# Lessons from documents", "",
         f"`{CONVERSATIONS}`: {total} conversations to learn from, {talks} of them dialogues as they were held.", "",

@@ -10,6 +10,7 @@ from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.text.bpe import PIECES
 from schoolhouse.text.documents import DOCUMENTS, VALIDATION, pack_texts, read_texts
+from schoolhouse.text.sourced import HELD_OUT
 from schoolhouse.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: "Run", out: Draft) 
         if (source / name).is_file():
             shutil.copyfile(source / name, out.path / name)
     tokenizer = Tokenizer.load(source)
-    for name, file in (("train", DOCUMENTS), ("validation", VALIDATION)):
+    held_out = VALIDATION if (data.path / VALIDATION).exists() else f"{HELD_OUT}/{DOCUMENTS}"
+    for name, file in (("train", DOCUMENTS), ("validation", held_out)):
         packed = pack_texts(read_texts(data.file(file)), tokenizer, out.path, name)
         if not packed.documents:
             raise DataError(f"{data.file(file)} holds no documents: training needs some, and some that are held out.")

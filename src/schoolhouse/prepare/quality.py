@@ -20,18 +20,22 @@ from schoolhouse.prepare.shingles import UNSPACED, hashes, ngrams
 _TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _ALONE = re.compile(f"[{UNSPACED}]")
 _SENTENCE = re.compile(r"[\n.!?]+")
-_BULLETS = ("•", "‣", "▪", "●", "○", "*", "-", "–")
+_BULLETS = ("•", "‣", "▪", "●", "○", "*", "-", "\u2013")
 _ELLIPSES = ("...", "…")
 _ENOUGH = 50  # words from which shares of n-grams mean something: the shortest text that they were published for
 _TOP = (2, 3, 4)
 _AGAIN = (5, 6, 7, 8, 9, 10)
 
-# UTF-8 that was read as Windows-1252 or Latin-1: what its first byte became, then what each further byte became.
-_FURTHER = "[\u0080-\u00bf" + bytes(b for b in range(0x80, 0xA0) if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)).decode(
-    "cp1252"
-) + "]"  # fmt: skip
+# UTF-8 that was read as Latin-1 or Windows-1252: its first byte became a letter, each further one a sign. Signs that
+# stand behind accented letters in good texts, too (a quote, a dash, a hard space), may not come first.
+_BYTES = bytes(b for b in range(0x80, 0xA0) if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D))
+_SIGNS = "".join(map(chr, range(0x80, 0xC0))) + _BYTES.decode("cp1252")
+_FIRST = "".join(
+    sign for sign in _SIGNS if sign not in "\u00a0\u00ab\u00bb\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u2022"
+)
 _MOJIBAKE = re.compile(
-    f"[\u00c2-\u00df]{_FURTHER}|[\u00e0-\u00ef]{_FURTHER}{{2}}|[\u00f0-\u00f4]{_FURTHER}{{3}}|\ufffd"
+    f"\ufffd|[\u00c2-\u00d6\u00d8-\u00df][{_FIRST}]|[\u00e0-\u00ef][{_FIRST}][{_SIGNS}]"
+    f"|[\u00f0-\u00f4][{_FIRST}][{_SIGNS}]{{2}}"
 )
 
 POLICY = [

@@ -18,8 +18,6 @@ from schoolhouse.text.records import (
 )
 from schoolhouse.text.sourced import Document, write_documents
 
-HELD_OUT = "held_out"  # the folder in an artifact with rows that nothing may learn from, in the same files
-
 
 @dataclass(frozen=True)
 class Row:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 # Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: there a character counts as a word.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+_ASCII = re.compile("[a-z0-9]+")
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing
 
 
@@ -22,13 +22,15 @@ def words(text: str) -> list[str]:
 
     Marks that are part of a letter stay, for many scripts write their vowels so.
     """
+    if text.isascii():  # the same, sooner
+        return _ASCII.findall(text.casefold())
     return _word().findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 @functools.cache
 def _word() -> re.Pattern[str]:
     """Everything but separators, punctuation, symbols and control characters; a character where none are spaced."""
-    other = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] in "ZPSC"]
+    other = [c for c in map(chr, range(0x20000)) if unicodedata.category(c)[0] in "ZPSC"]
     ranges: list[list[str]] = []
     for c in other:
         if ranges and ord(c) == ord(ranges[-1][1]) + 1:
@@ -37,6 +39,14 @@ def _word() -> re.Pattern[str]:
             ranges.append([c, c])
     left_out = "".join(f"{re.escape(a)}-{re.escape(b)}" for a, b in ranges)
     return re.compile(f"(?![{left_out}])[{UNSPACED}]|[^{left_out}{UNSPACED}]+")
+
+
+@functools.lru_cache(maxsize=8)  # several steps ask for the same text, one after the other
+def word_hashes(text: str) -> NDArray[np.uint64]:
+    """A number for each word of a text; not to be written to."""
+    found = hashes(words(text))
+    found.flags.writeable = False
+    return found
 
 
 @functools.lru_cache(maxsize=1 << 17)

@@ -24,12 +24,11 @@ from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.prepare.operators import OPERATORS, Operator
 from schoolhouse.text.records import REPLIES, read_rows
 from schoolhouse.text.reply import parse_reply
-from schoolhouse.text.sourced import Document, read_documents, write_documents
+from schoolhouse.text.sourced import HELD_OUT, Document, read_documents, write_documents
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
-HELD_OUT = "held_out"
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LENGTHS = 0.5, 2.0  # of the original's, between which other words for it lie
 

@@ -21,6 +21,7 @@ from schoolhouse.text.documents import DOCUMENTS
 from schoolhouse.text.records import ReadJsonl, append_row
 
 TABLE = "documents.parquet"
+HELD_OUT = "held_out"  # the folder in an artifact's with documents that nothing may learn from
 _TOGETHER = 1000  # rows of a row group: what is held in memory
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "text", "kind", "person", "language", "facts")]
