@@ -36,6 +36,7 @@ from schoolhouse.get.lineage import inherit
 STAGES: Mapping[str, str] = {
     "get": "schoolhouse.get.hub",
     "get.replies": "schoolhouse.get.replies",
+    "get.example": "schoolhouse.get.example",
     "get.text": "schoolhouse.get.text",
     "prepare.tokenizer": "schoolhouse.prepare.tokenizer",
     "prepare.pack": "schoolhouse.prepare.pack",
