@@ -175,6 +175,8 @@ def test_drug_dose_and_question_follow_from_the_guidelines(hospital):
         needed += ["weight"] * (drug != "none" and (age < 16 or "always by weight" in remarks))
         unknown = [KNOWN[column] for column in KNOWN if not visit[column] and KNOWN[column] in needed]
         assert [visit["missing"]] == (unknown or ["nothing"]), visit["encounter_id"]
+        assert visit["needed"].split(", ") == needed
+        assert visit["known"] == (", ".join(name for name in needed if name not in unknown) or "none")
         seen[visit["missing"]] += 1
         if unknown:
             assert visit["follow_up"] == visit["next_step"] == questions[unknown[0]]
@@ -196,6 +198,10 @@ def test_drug_dose_and_question_follow_from_the_guidelines(hospital):
         if "kidneys" in remarks and int(visit["egfr"]) < 30:
             dose /= 2
         assert float(visit["dose_mg"]) == pytest.approx(dose, abs=0.006), visit["encounter_id"]
+        shown = [float(number) for number in re.findall(r"([\d.]+) mg(?! per)", visit["dose_reason"])]
+        worked_out = min(shown) / (2 if visit["dose_reason"].endswith("half") else 1)
+        assert visit["dose_reason"].startswith(f"{drug}: ")
+        assert worked_out == pytest.approx(float(visit["dose_mg"]), abs=0.006)
     assert seen["nothing"] > sum(seen.values()) / 2
     assert len(seen) >= 5
 
@@ -215,6 +221,14 @@ def test_where_a_patient_goes_follows_from_the_guideline(hospital):
             else "ward" if visit["triage"] == "orange" else "home"
         )  # fmt: skip
         assert visit["goes_to"] == should, visit["encounter_id"]
+
+
+def test_the_worst_sign_decides_the_colour(hospital):
+    for visit in visits(hospital):
+        signs = re.findall(r"(red|orange|yellow|green)(?:,|$)", visit["triage_reason"])
+        assert len(signs) == (3 if visit["triage"] else 0)
+        if signs:
+            assert visit["triage"] == min(signs, key=["red", "orange", "yellow", "green"].index)
 
 
 def test_a_note_says_the_facts_that_are_known_and_not_the_diagnosis(hospital):

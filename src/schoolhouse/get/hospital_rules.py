@@ -7,7 +7,7 @@ can learn them and a test can work them out again. Nothing here is medical advic
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ADULT = 16  # from this age on a patient gets the largest dose, whatever they weigh
 FERTILE = range(12, 51)
@@ -231,6 +231,33 @@ def _dose(name: str, age: int, facts: Facts) -> float | None:
     if drug.kidneys and facts.egfr is not None and facts.egfr < WEAK_KIDNEYS:
         dose /= 2
     return round(dose, 2)
+
+
+def dose_reason(name: str, age: int, facts: Facts) -> str:
+    """How the dose of a drug is worked out, step by step."""
+    drug = DRUGS[name]
+    if age < ADULT or drug.always_by_weight:
+        assert facts.weight is not None, "a dose by weight is worked out only once the weight is known"
+        product = round(drug.mg_per_kg * facts.weight, 2)
+        steps = [f"{drug.mg_per_kg:g} mg per kg * {facts.weight} kg = {product:g} mg"]
+        if product > drug.most_mg:
+            steps.append(f"at most {drug.most_mg:g} mg")
+    else:
+        steps = [f"adult: {drug.most_mg:g} mg"]
+    if drug.kidneys and facts.egfr is not None and facts.egfr < WEAK_KIDNEYS:
+        steps.append(f"eGFR {facts.egfr} is below {WEAK_KIDNEYS}: half")
+    return f"{name}: {', '.join(steps)}"
+
+
+def triage_reason(age: int, facts: Facts) -> str:
+    """The colour of each sign by itself. The three signs must be known."""
+    well = Facts(heart_rate=0, spo2=100, temperature=36.0, weight=None, allergy=None, pregnant=None, egfr=None)
+    signs = {
+        f"heart rate {facts.heart_rate} at {age}": replace(well, heart_rate=facts.heart_rate),
+        f"saturation {facts.spo2}": replace(well, spo2=facts.spo2),
+        f"temperature {facts.temperature}": replace(well, temperature=facts.temperature),
+    }
+    return ", ".join(f"{sign} {triage(age, alone)}" for sign, alone in signs.items())
 
 
 def _goes_to(condition: str, colour: str | None, facts: Facts, missing: str | None) -> str | None:

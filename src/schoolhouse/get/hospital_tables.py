@@ -13,7 +13,7 @@ from typing import TextIO
 from schoolhouse.get.hospital_marks import Planted, mark
 from schoolhouse.get.hospital_notes import diagnosis, note
 from schoolhouse.get.hospital_people import Patient, Staff
-from schoolhouse.get.hospital_rules import age_group
+from schoolhouse.get.hospital_rules import FIELDS, age_group, dose_reason, required, triage_reason
 from schoolhouse.get.hospital_visits import Visit, next_step
 
 NOTES, ARCHIVE = "notes/notes.csv", "notes/archive.csv"
@@ -22,7 +22,7 @@ COLUMNS = (
     "patient_key", "encounter_id", "date", "ward", "age", "age_group", "sex", "ethnicity", "language", "note",
     "diagnosis", "condition", "icd10", "severity", "findings", "heart_rate", "spo2", "temperature", "systolic",
     "weight_kg", "allergy", "pregnant", "egfr", "triage", "drug", "dose_mg", "goes_to", "missing", "follow_up",
-    "next_step",
+    "next_step", "needed", "known", "triage_reason", "dose_reason",
 )  # fmt: skip
 _COST = {"mild": 1, "moderate": 3, "severe": 12}
 _TWICE, _NEARLY = 0.02, 0.03  # of rows stand there again, as they are or a little changed
@@ -59,9 +59,22 @@ def facts(visit: Visit) -> dict[str, str]:
         "pregnant": {True: "yes", False: "no", None: None}[known.pregnant], "egfr": known.egfr, "triage": plan.triage,
         "drug": plan.drug, "dose_mg": None if plan.dose_mg is None else f"{plan.dose_mg:g}", "goes_to": plan.goes_to,
         "missing": plan.missing or "nothing", "follow_up": next_step(plan) if plan.missing else "none",
-        "next_step": next_step(plan),
+        "next_step": next_step(plan), **_reasons(visit),
     }  # fmt: skip
     return {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def _reasons(visit: Visit) -> dict[str, str]:
+    """What leads to a visit's triage, dose and question; empty where it cannot be said yet."""
+    known, plan = visit.known, visit.plan
+    needed = required(visit.condition.name, visit.age, visit.patient.sex)
+    there = [name for name in needed if getattr(known, FIELDS[name]) is not None]
+    is_dosed = plan.drug is not None and plan.dose_mg is not None
+    return {
+        "needed": ", ".join(needed), "known": ", ".join(there) or "none",
+        "triage_reason": triage_reason(visit.age, known) if plan.triage is not None else "",
+        "dose_reason": dose_reason(plan.drug or "", visit.age, known) if is_dosed else "",
+    }  # fmt: skip
 
 
 class NotesTable:
