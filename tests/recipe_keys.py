@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from schoolhouse.core.config import Budget, Duration, MachineConfig, Recipe, Ref, StageEntry, format_duration
+from schoolhouse.evaluate.probe import Limits
 from schoolhouse.evaluate.verdict import Claim
 from schoolhouse.get.corpora import KNOWN_TEXTS
 from schoolhouse.get.endpoint import Endpoint
@@ -27,6 +28,7 @@ from schoolhouse.prepare.quality import Quality
 from schoolhouse.prepare.read_items import Table
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
 from schoolhouse.tasks.verify import VERIFIERS
+from schoolhouse.text.labels import LabelSchema
 from schoolhouse.train.private import Privacy
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
@@ -59,6 +61,8 @@ INNER = [
     ("A task", TaskTable, f"Its name ({', '.join(f'`{name}`' for name in BUILT_IN)}), or a table with these keys."),
     ("A table of files", Table, "How `prepare.read` makes texts of the rows of CSV, Parquet and JSON lines."),
     ("quality", Quality, "Numbers of `prepare.clean`'s rules: `quality = { min_words = 5 }`."),
+    ("A schema", LabelSchema, "What `prepare.annotate` asks people."),
+    ("limits", Limits, "What `evaluate.probe` lets pass: `limits = { exposure = 10 }`."),
     ("A lesson", Lesson, "What `prepare.lessons` asks of documents."),
     ("A talk", Talk, "Dialogues that `prepare.lessons` makes conversations of."),
     ("A privacy", Privacy, "How little `train.sft` lets a model tell of one conversation; see docs/probes.md."),

@@ -45,6 +45,9 @@ STAGES: Mapping[str, str] = {
     "prepare.read": "schoolhouse.prepare.read",
     "prepare.clean": "schoolhouse.prepare.clean",
     "prepare.coverage": "schoolhouse.prepare.coverage",
+    "prepare.ontology": "schoolhouse.prepare.ontology",
+    "prepare.annotate": "schoolhouse.prepare.annotate",
+    "prepare.canaries": "schoolhouse.prepare.canaries",
     "prepare.synthesize": "schoolhouse.prepare.synthesize",
     "prepare.lessons": "schoolhouse.prepare.lessons",
     "train.pretrain": "schoolhouse.train.pretrain",
@@ -63,6 +66,7 @@ STAGES: Mapping[str, str] = {
     "compress.gguf": "schoolhouse.compress.export",
     "evaluate.exam": "schoolhouse.evaluate.exam",
     "evaluate.gate": "schoolhouse.evaluate.gate",
+    "evaluate.probe": "schoolhouse.evaluate.probe",
     "evaluate.report": "schoolhouse.evaluate.report",
 }
 """The stages that a recipe may name with `run = "..."`, and the modules behind them.

@@ -237,7 +237,7 @@ def _need_both(lesson: Lesson, made: _Made, known: set[str]) -> None:
         unknown = [f for f in _fields(lesson.ask + lesson.answer, lesson.name) if f != _TEXT and f not in known]
         hint = f" No document has a fact {unknown[0]!r}{did_you_mean(unknown[0], known)}." if unknown else ""
         raise DataError(
-            f"lesson {lesson.name!r} has no question for {empty[0]} ({reasons}).{hint} Look at its templates, kind and where."
+            f"lesson {lesson.name!r} has no question for {empty[0]} ({reasons}).{hint} See its templates."
         )
 
 
