@@ -16,7 +16,6 @@ from school import artifact, draft, fp32_run
 from schoolhouse.core.errors import DataError, RecipeError, Stopped
 from schoolhouse.prepare import active, annotate
 from schoolhouse.prepare.active import Known, ask_next, by_entropy, by_margin, by_votes, counted, grams, learn, weighed
-from schoolhouse.prepare.redaction.measure import read_gold
 from schoolhouse.tasks.jsonl import load_jsonl
 from schoolhouse.tasks.task import split_of
 from schoolhouse.text.agreement import cohen_kappa, krippendorff_alpha, span_f1, word_f1
@@ -575,7 +574,7 @@ def test_agreed_spans_become_a_gold_set(tmp_path):
     assert {split_of(row["person"]) for row in gold} == {"test"}
     assert len(gold) + len(rows_of(out, "gold-train.jsonl")) == 38
     assert set(gold[0]) == {"id", "text", "spans", "person"}
-    assert [marked.spans for marked in read_gold(out.path / "gold.jsonl")] == [((3, 8, "name"),)] * len(gold)
+    assert [row["spans"] for row in gold] == [[{"start": 3, "end": 8, "type": "name"}]] * len(gold)
     found = out.meta["agreement"]
     assert found["F1 of spans"]["value"] == 0
     assert found["F1 of spans that overlap"]["value"] == pytest.approx(2 / 3)
