@@ -236,9 +236,7 @@ def _need_both(lesson: Lesson, made: _Made, known: set[str]) -> None:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in made.left_out.most_common(3)) or "no document fits"
         unknown = [f for f in _fields(lesson.ask + lesson.answer, lesson.name) if f != _TEXT and f not in known]
         hint = f" No document has a fact {unknown[0]!r}{did_you_mean(unknown[0], known)}." if unknown else ""
-        raise DataError(
-            f"lesson {lesson.name!r} has no question for {empty[0]} ({reasons}).{hint} See its templates."
-        )
+        raise DataError(f"lesson {lesson.name!r} has no question for {empty[0]} ({reasons}).{hint} See its templates.")
 
 
 def _counts(made: _Made) -> dict[str, Any]:
