@@ -10,8 +10,9 @@ they come with the package simple-icd-10-cm. Two tasks:
 - `headings`: the 1,957 headings of three letters, no two alike, no chapter above a seventh: 1,400 to label, the others
   are guessed. Here there is little to leave out.
 
-Every order asks for its first texts with no label, as `prepare.annotate` does, and then again and again with the labels
-so far. Each seed draws pool and test anew. `plain-margin` and `plain-entropy` take the highest scores, however alike.
+Every order but `diversity` begins with 50 texts by chance, as `prepare.annotate` does, and asks again and again with
+the labels so far. Each seed draws pool and test anew. `plain-margin` and `plain-entropy` take the highest scores,
+however alike.
 """
 
 from __future__ import annotations

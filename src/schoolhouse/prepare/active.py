@@ -147,14 +147,15 @@ def learn(known: Known) -> Learner:
 def ask_next(order: Order, pool: csr_array, known: Known, count: int, seed: int) -> list[Pick]:
     """The texts of a pool to label next, at most `count`, the first one first.
 
-    Where no label teaches anything yet, every order but chance takes texts that are unlike one another.
+    Where no label teaches anything yet, chance decides for every order but diversity: texts that are unlike all others
+    are no good beginning where classes are far from equal (docs/annotation.md).
     """
     rng = np.random.default_rng(seed)
-    if order == "random":
-        return [Pick(int(place), 0.0, "by chance") for place in rng.permutation(pool.shape[0])[:count]]
-    if order == "diversity" or not known.teaches:
+    if order == "diversity":
         far = farthest_first(pool, known.texts, count)
         return [Pick(place, distance, "unlike what was asked before") for place, distance in far]
+    if order == "random" or not known.teaches:
+        return [Pick(int(place), 0.0, "by chance") for place in rng.permutation(pool.shape[0])[:count]]
     if order == "disagreement":
         committee = [_member(pool, known, rng) for _ in range(_COMMITTEE)]
         likely, worth = np.mean(committee, axis=0), by_votes(committee, known.one)
