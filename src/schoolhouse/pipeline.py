@@ -32,17 +32,20 @@ from schoolhouse.core.machine import available_memory_bytes
 from schoolhouse.core.meter import Meter
 from schoolhouse.core.run import Run, stop_on_signals
 from schoolhouse.get.lineage import inherit
+from schoolhouse.text import redaction
 
 STAGES: Mapping[str, str] = {
     "get": "schoolhouse.get.hub",
     "get.replies": "schoolhouse.get.replies",
     "get.example": "schoolhouse.get.example",
     "get.text": "schoolhouse.get.text",
+    "get.tagger": "schoolhouse.get.tagger",
     "prepare.tokenizer": "schoolhouse.prepare.tokenizer",
     "prepare.pack": "schoolhouse.prepare.pack",
     "prepare.traces": "schoolhouse.prepare.traces",
     "prepare.ratings": "schoolhouse.prepare.ratings",
     "prepare.read": "schoolhouse.prepare.read",
+    "prepare.redact": "schoolhouse.prepare.redact",
     "prepare.clean": "schoolhouse.prepare.clean",
     "prepare.coverage": "schoolhouse.prepare.coverage",
     "prepare.ontology": "schoolhouse.prepare.ontology",
@@ -278,6 +281,8 @@ def _make(job: _Job, stage: PlannedStage, scratch: Path) -> Artifact:
     with job.store.create(stage.id, stage.kind, list(stage.inputs.values())) as draft:
         try:
             with log.heartbeat(lambda: meter.phase_now), _plain_errors(stage):
+                if stage.kind.startswith("train."):
+                    redaction.gate(artifact.meta for artifact in job.store.lineage(stage.inputs.values()))
                 stage.module.run(stage.config, inputs, run, draft)
         finally:
             meter.save()

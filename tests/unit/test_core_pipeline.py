@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+import toys.source
 from schoolhouse.core.artifact import Store
 from schoolhouse.core.errors import ArtifactError, BudgetError, DataError, MachineError, RecipeError, TrainError
 from schoolhouse.core.ledger import Ledger
+from schoolhouse.pipeline import run_recipe
 from toys.kit import RECIPE, contents, run_here, write_recipe
 
 
@@ -190,3 +192,21 @@ def test_a_damaged_artifact_is_said_with_what_to_do(tmp_path):
     manifest.write_text(manifest.read_text().replace("toy.source", "toy.sauce"))
     with pytest.raises(ArtifactError, match=r"was changed or is damaged; delete .* and run the recipe again"):
         run_here(path, home)
+
+
+def test_nothing_learns_from_what_was_redacted_too_badly_not_even_at_second_hand(tmp_path, monkeypatch):
+    figures = {"recall": {"name": [97, 100], "id": [9, 9]}, "reviewed": None, "threshold": 0.98}
+    make = toys.source.run
+
+    def redact(config, inputs, run, out):
+        make(config, inputs, run, out)
+        out.meta["redaction"] = figures
+
+    monkeypatch.setattr("toys.source.run", redact)
+    learner = '\n[[stage]]\nname = "learner"\nrun = "train.toy"\nmodels = ["report"]\n'
+    path, stages = write_recipe(tmp_path, RECIPE + learner), toys.STAGES | {"train.toy": "toys.gather"}
+    with pytest.raises(DataError, match=r"stage 'learner': the data were redacted, .*recall of name: 0\.970"):
+        run_recipe(path, home=tmp_path / "runs", stages=stages)
+    assert set(json.loads((tmp_path / "runs" / "toy" / "latest.json").read_text())) == {"base", "climb", "report"}
+    figures["threshold"] = 0.97
+    assert "learner" in run_recipe(path, home=tmp_path / "again", stages=stages)

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,16 @@ class Store:
         folders = [p for p in self.root.iterdir() if not p.name.startswith(".") and (p / _MANIFEST).is_file()]
         folders.sort(key=lambda p: (p / _MANIFEST).stat().st_mtime_ns)
         return [artifact for p in folders if (artifact := self.get(p.name)) is not None]
+
+    def lineage(self, ids: Iterable[str]) -> Iterator[Artifact]:
+        """Yield the artifacts of these ids and all that they were made from, each once, as far as they are here."""
+        waiting, seen = list(ids), set[str]()
+        while waiting:
+            id = waiting.pop(0)
+            if id not in seen and (artifact := self.get(id)) is not None:
+                yield artifact
+                waiting += artifact.parents
+            seen.add(id)
 
     @contextlib.contextmanager
     def create(

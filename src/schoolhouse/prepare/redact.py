@@ -1,0 +1,244 @@
+"""The stage `prepare.redact`: documents in which nobody is named any more, with surrogates, and how well that went.
+
+Two passes: the first finds what is personal in each document and keeps only places on disk and, in memory, the names
+of each person; the second replaces, so that a name that was found once is replaced in all texts of its person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pydantic import Field
+
+from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.core.config import Ref, StageConfig, did_you_mean
+from schoolhouse.core.errors import BudgetError, DataError, MachineError, RecipeError, Stopped
+from schoolhouse.prepare.redaction.engine import Finder, finder_version
+from schoolhouse.prepare.redaction.keys import Secret, secret_of
+from schoolhouse.prepare.redaction.language import load_languages, rules_files
+from schoolhouse.prepare.redaction.measure import SHIPPED, Figures, measure, read_gold, read_reviews
+from schoolhouse.prepare.redaction.people import People
+from schoolhouse.prepare.redaction.report import DOUBTFUL, Measured, Tally, card, write_findings
+from schoolhouse.prepare.redaction.reversal import REVERSAL, Reversal, skip
+from schoolhouse.prepare.redaction.review import Marks, Sample
+from schoolhouse.prepare.redaction.rewrite import Rewriter, hidden_id
+from schoolhouse.prepare.redaction.search import Found, Search, learn, search
+from schoolhouse.prepare.redaction.surrogates import Style
+from schoolhouse.text.documents import DOCUMENTS
+from schoolhouse.text.redaction import META
+from schoolhouse.text.sourced import HELD_OUT, Document, read_documents, write_documents
+
+if TYPE_CHECKING:
+    from schoolhouse.core.run import Run
+
+_SAY_EVERY_S = 10.0
+_BYTES = 1200 * 2**20  # measured: spaCy, Presidio and the tagger
+
+
+class Config(StageConfig):
+    """What `prepare.redact` replaces in documents, and how it is measured."""
+
+    data: Ref  # documents, from a stage that makes them
+    tagger: Ref | None = None  # a stage of `get.tagger`; without it fewer names are found
+    style: Style = "surrogate"  # invented names and moved dates, or "tag" for words such as [NAME-3f9c01]
+    language: str = "en"  # of documents that do not state theirs, and of the gold set
+    rules: list[str] = Field(default=[])  # rules files of your own, added to those that are shipped
+    identifiers: list[str] = Field(default=[])  # facts that name somebody: replaced in all of that person's texts
+    key_env: str | None = None  # environment variable that holds the key; with it reversal.bin is written
+    key_file: str = "~/.config/schoolhouse/redaction.key"  # where the key lies without key_env; made if it is not there
+    recall: float = Field(default=0.98, gt=0, le=1)  # the share of names and of ids that has to be found
+    gold: str | None = None  # marked texts of your own to measure on; the shipped ones without it
+    review: int = Field(default=20, ge=0)  # documents in the sample for people to look through
+    reviewed: str | None = None  # that sample with your marks: measured, and what was missed is replaced
+
+
+def check(config: Config) -> None:
+    """Raise before anything starts: a missing package, key, file, or a language without rules."""
+    languages = load_languages(config.rules)
+    needed = ["presidio_analyzer", *({"spacy"} | {language.spacy for language in languages.values() if language.spacy})]
+    needed += ["onnxruntime"] * (config.tagger is not None) + ["cryptography"] * (config.key_env is not None)
+    missing = sorted(name for name in needed if not importlib.util.find_spec(name))
+    if missing:
+        raise MachineError(f"redaction needs {', '.join(missing)}: pip install 'schoolhouse[prepare]'")
+    if config.language not in languages:
+        raise RecipeError(f"language {config.language!r} has no rules{did_you_mean(config.language, languages)}")
+    secret_of(config.key_env, config.key_file)
+    for path in filter(None, (config.gold, config.reviewed)):
+        if not Path(path).is_file():
+            raise RecipeError(f"there is no file {path}; gold and reviewed name JSONL files")
+    if config.gold is not None:
+        read_gold(Path(config.gold))
+    if config.reviewed is not None:
+        read_reviews(Path(config.reviewed))
+
+
+def fingerprint(config: Config) -> str:
+    """What the result depends on beside the recipe: rules, gold set, marks, and which key it is."""
+    files = [*rules_files(config.rules), _gold(config), *(Path(p) for p in [config.reviewed] if p)]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path is not None]
+    return hashlib.sha256("\n".join([*digests, secret_of(config.key_env, config.key_file).mark]).encode()).hexdigest()
+
+
+def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, object]]) -> int:
+    """Bytes that the recognisers take; the names of each person come on top, some hundred bytes for each."""
+    return _BYTES
+
+
+def _gold(config: Config) -> Path | None:
+    if config.gold is not None:
+        return Path(config.gold)
+    return SHIPPED if config.language == "en" and SHIPPED.is_file() else None
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
+    """Write redacted documents, findings.json, doubtful.jsonl, review.jsonl, a data card, and reversal.bin if asked.
+
+    Raises DataError for identifiers that no document has, and Stopped or BudgetError; then the same command goes on.
+    """
+    secret = secret_of(config.key_env, config.key_file)
+    languages = load_languages(config.rules)
+    tagger = inputs[config.tagger].path if config.tagger is not None else None
+    if tagger is None:
+        run.log.warn("no tagger is given: names that only it would find stay in the texts (a stage of get.tagger)")
+    finder = Finder(languages, tagger)
+    by = hashlib.sha256(f"{finder_version(languages, tagger)} {config.style} {sorted(config.identifiers)}".encode())
+    searcher = Search(finder, frozenset(config.identifiers), config.language, secret, by.hexdigest()[:16])
+    source = inputs[config.data].path
+    folders = [Path(), *([Path(HELD_OUT)] if (source / HELD_OUT / DOCUMENTS).is_file() else [])]
+    passes = _Passes(config, searcher, secret, run, source, folders)
+    people = passes.find()
+    marks = None
+    if config.reviewed is not None:
+        marks = Marks(read_reviews(Path(config.reviewed)), searcher, secret, config.style)
+        marks.take(passes.again(), people)
+        if marks.stale:
+            run.log.warn(f"reviewed: {marks.stale} marked texts are not those of this run, and were left out")
+    sample = Sample(config.review, secret, run.seed)
+    with (out.path / DOUBTFUL).open("w", encoding="utf-8") as file:
+        tally = Tally(file)
+        count = passes.write(out.path, Rewriter(searcher, people, secret, config.style), tally, sample, marks)
+    sample.write(out.path)
+    measured = _measured(config, finder, marks)
+    write_findings(out.path, tally, measured)
+    said = {
+        "Style": config.style,
+        "Key": f"`{secret.mark}`, from {'the environment' if config.key_env else 'a file'}",
+        "Tagger": "yes" if tagger else "none", "Languages": ", ".join(sorted(languages)),
+        "Way back": f"`{REVERSAL}`, for whoever has the key" if config.key_env else "none is kept",
+    }  # fmt: skip
+    (out.path / "README.md").write_text(card(tally, measured, said, count), encoding="utf-8")
+    out.meta.update({
+        "documents": count, "replaced": tally.types.total() + tally.facts.total(), "set_aside": len(tally.aside),
+        "doubtful": tally.doubts.total(), "key": secret.mark, META: measured.to_json(),
+    })  # fmt: skip
+    _tell(run, count, tally, measured)
+
+
+def _tell(run: Run, count: int, tally: Tally, measured: Measured) -> None:
+    names, ids = measured.test.said("name"), measured.test.said("id")
+    run.log.info(f"{count:,} documents, {tally.types.total():,} places replaced; recall of names {names}, of ids {ids}")
+    if tally.aside:
+        run.log.warn(f"{len(tally.aside):,} documents were set aside: there are no rules for their language")
+    for line in measured.below():
+        run.log.warn(f"NOT WELL ENOUGH REDACTED: {line}. Stages that train refuse these documents.")
+
+
+def _measured(config: Config, finder: Finder, marks: Marks | None) -> Measured:
+    gold = _gold(config)
+    rows = read_gold(gold) if gold is not None else []
+    halves = {half: [row for row in rows if row.half == half] for half in ("dev", "test")}
+    figures = {half: measure(finder, part, config.language) if part else Figures() for half, part in halves.items()}
+    reviewed, precision = marks.shares() if marks is not None else (None, [0, 0])
+    name = "none" if gold is None else "your own" if config.gold else "the shipped one"
+    return Measured(figures["test"], figures["dev"], name, reviewed, precision, config.recall)
+
+
+@dataclass
+class _Passes:
+    """The passes over the documents of an artifact, in their order."""
+
+    config: Config
+    searcher: Search
+    secret: Secret
+    run: Run
+    source: Path
+    folders: list[Path]
+    said_at: float = 0.0
+
+    def find(self) -> People:
+        """Search every document; returns what names each person."""
+        people = People()
+        keys: set[str] = set()
+        for document, found in self.again():
+            learn(people, document, found, self.searcher)
+            keys |= document.facts.keys()
+        wrong = [name for name in self.config.identifiers if name not in keys]
+        if wrong:
+            raise DataError(f"identifiers: no document has the fact {wrong[0]!r}{did_you_mean(wrong[0], keys)}")
+        return people
+
+    def again(self) -> Iterator[tuple[Document, Found]]:
+        """Every document with what was found in it; what an earlier pass found is read, not searched again."""
+        for folder in self.folders:
+            yield from self._pairs(folder)
+
+    def _pairs(self, folder: Path) -> Iterator[tuple[Document, Found]]:
+        file = self.run.scratch / f"found-{folder.name or 'documents'}.jsonl"
+        return search(read_documents(self.source / folder), self.searcher, file, self._look)
+
+    def _look(self, count: int) -> None:
+        reason = self.run.should_stop()
+        if reason == "interrupted":
+            raise Stopped(f"stopped at document {count:,}; the same command goes on there")
+        if reason == "budget":
+            raise BudgetError(
+                f"the time was spent at document {count:,}; grant more (--set budget.time=...), it goes on"
+            )
+        if time.monotonic() - self.said_at >= _SAY_EVERY_S:
+            if self.said_at:
+                self.run.log.step(count, unit="documents")
+            self.said_at = time.monotonic()
+
+    def write(self, out: Path, rewriter: Rewriter, tally: Tally, sample: Sample, marks: Marks | None) -> int:
+        """Rewrite every document; returns how many were written."""
+        count = 0
+        seen: set[str] = set()
+        for folder in self.folders:
+            (out / folder).mkdir(exist_ok=True)
+            with ExitStack() as stack:
+                back = stack.enter_context((out / folder / REVERSAL).open("wb")) if self.config.key_env else None
+                documents = self._rewritten(self._pairs(folder), rewriter, tally, sample, marks, back, seen)
+                count += write_documents(out / folder, documents)
+        tally.people = len(seen)
+        return count
+
+    def _rewritten(
+        self, pairs: Iterable[tuple[Document, Found]], rewriter: Rewriter, tally: Tally, sample: Sample,
+        marks: Marks | None, back: BinaryIO | None, seen: set[str],
+    ) -> Iterator[Document]:  # fmt: skip
+        reversal = Reversal(back, self.secret) if back is not None else None
+        for document, found in pairs:
+            if found.done == "aside":
+                tally.aside.append({"id": hidden_id(self.secret, document.id), "language": str(document.language)})
+                continue
+            if found.done == "sealed":
+                tally.documents["sealed"] += 1
+                if back is not None:
+                    skip(back)
+                yield document
+                continue
+            redacted = rewriter.rewrite(document, found, marks.missed(document) if marks is not None else ())
+            tally.add(redacted)
+            sample.offer(redacted)
+            if reversal is not None:
+                reversal.add(document, redacted)
+            if redacted.document.person is not None:
+                seen.add(redacted.document.person)
+            yield redacted.document

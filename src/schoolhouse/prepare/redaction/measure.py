@@ -1,0 +1,185 @@
+"""How well the finder does, measured on texts in which people or a program marked what is personal.
+
+A gold set is a JSONL file of {"id", "text", "spans": [{"start", "end", "type"}], "person", "template"}. Rules are made
+with one half of its templates in sight; what counts is the other half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from schoolhouse.core.errors import DataError
+from schoolhouse.prepare.redaction.engine import Finder
+from schoolhouse.prepare.redaction.people import People
+from schoolhouse.prepare.redaction.spans import Span, covered
+from schoolhouse.text.records import ReadJsonl
+from schoolhouse.text.redaction import TYPES, told
+
+SHIPPED = Path(__file__).parents[1] / "gold" / "en.jsonl"
+"""The gold set that comes with the program: English notes, written and filled by a program."""
+
+Half = Literal["dev", "test"]
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One text of a gold set: its places of personal data as (start, end, type)."""
+
+    id: str
+    text: str
+    spans: tuple[tuple[int, int, str], ...]
+    person: str
+    half: Half
+
+
+@dataclass
+class Figures:
+    """What a measurement gave. found: [hits, of] by type; the missed places by text id, start and type."""
+
+    found: dict[str, list[int]] = field(default_factory=lambda: {kind: [0, 0] for kind in TYPES})
+    spans: list[int] = field(default_factory=lambda: [0, 0])  # replaced spans that touch something personal, of all
+    letters: list[int] = field(default_factory=lambda: [0, 0])  # replaced letters and digits that are personal, of all
+    missed: list[tuple[str, int, str]] = field(default_factory=list)
+    texts: int = 0
+
+    def add(self, marked: Marked, spans: Sequence[Span]) -> None:
+        """Count one text: a place is found if every letter and digit of it is covered, whatever type was said."""
+        self.texts += 1
+        for start, end, kind in marked.spans:
+            hit = covered(spans, start, end, marked.text)
+            self.found[kind][0] += hit
+            self.found[kind][1] += 1
+            if not hit:
+                self.missed.append((marked.id, start, kind))
+        personal = [False] * len(marked.text)
+        for start, end, _ in marked.spans:
+            personal[start:end] = [True] * (end - start)
+        for span in spans:
+            inside = [personal[i] for i in range(span.start, span.end) if marked.text[i].isalnum()]
+            self.spans[0] += any(inside)
+            self.spans[1] += 1
+            self.letters[0] += sum(inside)
+            self.letters[1] += len(inside)
+
+    def said(self, kind: str) -> str:
+        """Recall of a type, with its count and interval."""
+        return told(self.found[kind])
+
+    def to_json(self) -> dict[str, Any]:
+        """Recall by type, precision by spans and by letters, each as [hits, of]."""
+        return {
+            "texts": self.texts, "recall": {kind: pair for kind, pair in self.found.items() if pair[1]},
+            "precision_spans": self.spans, "precision_letters": self.letters,
+        }  # fmt: skip
+
+
+def read_gold(path: Path) -> list[Marked]:
+    """The texts of a gold set. Raises DataError for a row that is none, with its line."""
+    reader = ReadJsonl(path, _marked)
+    rows = list(reader)
+    if reader.bad or not rows:
+        raise DataError(f"{path} is no gold set: {reader.bad[0] if reader.bad else 'it is empty'}")
+    return rows
+
+
+def half_of(template: str) -> Half:
+    """On which half a template stands, for ever: by its hash."""
+    return "dev" if hashlib.sha256(template.encode()).digest()[0] % 2 else "test"
+
+
+def _marked(row: Mapping[str, Any]) -> Marked:
+    text = row.get("text")
+    if not isinstance(text, str) or not isinstance(row.get("spans"), list):
+        raise DataError('a row of a gold set needs "text" and "spans"')
+    spans = []
+    for span in row["spans"]:
+        place = span.get("start"), span.get("end"), span.get("type")
+        if (
+            place[2] not in TYPES
+            or not all(isinstance(p, int) for p in place[:2])
+            or not 0 <= place[0] < place[1] <= len(text)
+        ):
+            raise DataError(f"the span {json.dumps(span)} is none: start, end and one of {', '.join(TYPES)}")
+        spans.append(place)
+    name = str(row.get("id", hashlib.sha256(text.encode()).hexdigest()[:16]))
+    return Marked(name, text, tuple(spans), str(row.get("person") or name), half_of(str(row.get("template") or name)))
+
+
+def measure(finder: Finder, rows: Iterable[Marked], language: str) -> Figures:
+    """Find in all rows as the stage does, what one text of a person says helping with the others."""
+    rules = finder.languages[language]
+    figures, people = Figures(), People()
+    held = [(row, finder.find(row.text, language)) for row in rows]
+    for row, spans in held:
+        people.learn(row.person, row.text, spans, rules)
+    for row, spans in held:
+        figures.add(row, people.spread(row.person, row.text, spans, rules))
+    return figures
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person marked in one text of the sample: places that were missed, and surrogates that were needless."""
+
+    id: str
+    missed: tuple[tuple[int, int, str], ...]
+    wrong: tuple[tuple[int, int], ...]
+    text: str | None = None
+
+
+def read_reviews(path: Path) -> dict[str, Review]:
+    """The marked sample by text id. Raises DataError for a row that can't be read, with its line."""
+    reader = ReadJsonl(path, _review)
+    rows = {review.id: review for review in reader}
+    if reader.bad:
+        raise DataError(f"reviewed: {len(reader.bad)} bad rows, the first: {reader.bad[0]}")
+    if not rows:
+        raise DataError(
+            f"reviewed: {path} holds no marked text; copy review.jsonl and add missed and wrong to its rows"
+        )
+    return rows
+
+
+def _review(row: Mapping[str, Any]) -> Review:
+    if not isinstance(row.get("id"), str):
+        raise DataError('a reviewed row needs the "id" of its text')
+    missed = tuple(_places(row.get("missed", []), typed=True))
+    return Review(row["id"], missed, tuple(p[:2] for p in _places(row.get("wrong", []), typed=False)), row.get("text"))
+
+
+def _places(rows: object, *, typed: bool) -> Iterator[tuple[int, int, str]]:
+    for row in rows if isinstance(rows, list) else [None]:
+        held = row if isinstance(row, dict) else {}
+        start, end, kind = held.get("start"), held.get("end"), held.get("type", "name")
+        if (
+            not isinstance(start, int)
+            or not isinstance(end, int)
+            or not 0 <= start < end
+            or (typed and kind not in TYPES)
+        ):
+            raise DataError(f"a marked place needs start, end and type (one of {', '.join(TYPES)})")
+        yield start, end, kind
+
+
+def reviewed_shares(
+    reviews: Iterable[tuple[Review, Sequence[tuple[int, int, str]]]],
+) -> tuple[dict[str, list[int]], list[int]]:
+    """Recall by type as [hits, of], and precision, of reviewed texts with the spans that were replaced in them."""
+    recall: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    right: Counter[bool] = Counter()
+    for review, spans in reviews:
+        for start, end, kind in spans:
+            wrong = any(a < end and start < b for a, b in review.wrong)
+            right[not wrong] += 1
+            if not wrong:
+                recall[kind][0] += 1
+                recall[kind][1] += 1
+        for _, _, kind in review.missed:
+            recall[kind][1] += 1
+    return dict(recall), [right[True], right.total()]
