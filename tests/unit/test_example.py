@@ -9,6 +9,7 @@ from datetime import date
 from email import policy
 from email.parser import BytesParser
 
+import pyarrow.parquet as pq
 import pytest
 
 from school import draft
@@ -293,8 +294,6 @@ class Places:
         return rows[int(place.removeprefix("row ")) - 1][rows[0].index(part)]
 
     def load_parquet(self, path):
-        import pyarrow.parquet as pq
-
         return pq.read_table(path).to_pylist()
 
     def find_parquet(self, rows, place, part):
@@ -391,11 +390,21 @@ def test_a_patients_surname_stands_nowhere_unmarked_in_their_notes(hospital):
     assert checked > 20
 
 
+def test_what_is_done_with_a_bill_follows_from_the_guideline(hospital):
+    text = (hospital.path / "raw" / "guidelines" / "bills.md").read_text(encoding="utf-8")
+    actions = {row[0]: row[1:] for row in tables_of(text)[0][1:]}
+    bills = pq.read_table(hospital.path / "raw" / "office" / "billing.parquet").to_pylist()
+    for bill in bills:
+        assert bill["action"] == actions[bill["state"]][bill["amount"] >= 1000], bill["invoice"]
+        assert bill["action_reason"].startswith(f"{bill['state']}, {bill['amount']:.2f} is ")
+    assert len({bill["action"] for bill in bills}) == 5
+
+
 def test_guidelines_name_nobody_and_say_that_they_are_invented(hospital):
     people = lines(hospital.path / "truth" / "patients.jsonl") + lines(hospital.path / "truth" / "staff.jsonl")
     surnames = {row["last"] for row in people}
     files = sorted((hospital.path / "raw" / "guidelines").glob("*.md"))
-    assert [file.stem for file in files] == ["asking", "diagnosis", "dosing", "referral", "triage"]
+    assert [file.stem for file in files] == ["asking", "bills", "diagnosis", "dosing", "referral", "triage"]
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert not surnames & set(re.findall(r"\w+", text))

@@ -132,6 +132,18 @@ def test_dialogues_become_conversations_from_the_user_to_the_assistant(tmp_path)
         made(tmp_path / "none", documents, [], talk=talk | {"user": "Doctor"})
 
 
+def test_a_lesson_may_ask_about_the_opening_of_a_dialogue(tmp_path):
+    said = "patient: I have {} coughs.\npatient: Also a fever.\nnurse: What is the heart rate?\npatient: It is 90."
+    calls = [note(n, said.format(n), kind="dialogue", missing="heart rate") for n in range(4)]
+    asks = {"name": "asks", "kind": "dialogue", "ask": "{opening}\nWhat is missing?", "answer": "{missing}"}
+    out = made(tmp_path, calls[:-1], calls[-1:], talk={"user": "patient", "assistant": "nurse"}, lessons=[asks])
+    asked = {row["question"]: row["split"] for row in rows(out, "asks")}
+    question = "I have {} coughs.\nAlso a fever.\nWhat is missing?"
+    assert asked == {question.format(n): "test" if n == 3 else "train" for n in range(4)}
+    with pytest.raises(RecipeError, match=r"lessons.asks.ask holds {opening}: give talk"):
+        lessons.check(lessons.Config(data="data", lessons=[asks]))
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import signal
 import socket
 import zipfile
 from dataclasses import replace
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from school import artifact, draft
-from schoolhouse.core.errors import DataError, ModelError, RecipeError, Stopped
+from schoolhouse.core.errors import DataError, MachineError, ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.get import tagger as get_tagger
 from schoolhouse.get.sources import Wheel
@@ -754,3 +756,34 @@ def test_a_label_that_nobody_knows_is_an_error(tmp_path):
     assert _kind("O", tmp_path) is None
     with pytest.raises(ModelError, match="its label 'B-DRAGON' is not known"):
         _kind("B-DRAGON", tmp_path)
+
+
+# Several processes
+
+
+def test_many_documents_are_searched_in_several_processes_with_the_same_result(tmp_path):
+    documents = [
+        document(f"{NOTE}Bed {n}. Signed: Dr. Quell{'abcdefghij'[n % 10]}ford.", f"p{n % 7}", n) for n in range(84)
+    ]
+    _, alone = redacted(tmp_path, documents, name="alone")
+    run = Run.for_tests(tmp_path / "run")
+    several = replace(run, machine=run.machine.model_copy(update={"threads": 2}))
+    key = str(tmp_path / "alone" / "key")
+    _, together = redacted(tmp_path, documents, name="together", run=several, key_file=key)
+    assert together == alone
+    assert several.meter.summary()["phases_s"]["wait"] > 0
+
+
+def test_a_process_that_is_killed_is_said_and_what_was_found_is_kept(tmp_path, monkeypatch):
+    documents = [document(f"Bed {n}: Dr. Vandermeer saw him.", f"p{n}", n) for n in range(80)]
+    run = Run.for_tests(tmp_path / "run")
+    several = replace(run, machine=run.machine.model_copy(update={"threads": 2}))
+    monkeypatch.setattr("schoolhouse.prepare.redaction.crew._look", _killed)
+    with pytest.raises(MachineError, match=r"was ended.*the same command goes on"):
+        redacted(tmp_path, documents, run=several)
+    kept = (run.scratch / "found-documents.jsonl").read_text().splitlines()
+    assert len(kept) == 1 + 64
+
+
+def _killed(rows):
+    os.kill(os.getpid(), signal.SIGKILL)

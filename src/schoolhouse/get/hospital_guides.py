@@ -6,10 +6,12 @@ from typing import Any
 
 from schoolhouse.get.hospital_rules import (
     ADULT,
+    BILLS,
     CONDITIONS,
     DRUGS,
     FERTILE,
     HEART_RATES,
+    LARGE_BILL,
     LEAST_FINDINGS,
     QUESTIONS,
     SATURATIONS,
@@ -27,7 +29,7 @@ def guidelines() -> dict[str, str]:
     """File name to text. They name nobody."""
     texts = {
         "diagnosis.md": _diagnosis(), "triage.md": _triage(), "dosing.md": _dosing(), "asking.md": _asking(),
-        "referral.md": _referral(),
+        "referral.md": _referral(), "bills.md": _bills(),
     }  # fmt: skip
     return {name: f"{text.strip()}\n\n---\n\n{INVENTED}\n" for name, text in texts.items()}
 
@@ -165,3 +167,14 @@ Take the first line that fits.
 4. Triage orange: ward.
 5. All others: home. Come back if it is worse, or not better after three days.
 """
+
+
+def _bills() -> str:
+    lines = [
+        "# What is done with a bill",
+        "",
+        f"| State | Below {LARGE_BILL} EUR | From {LARGE_BILL} EUR on |",
+        "|---|---|---|",
+        *(f"| {state} | {small} | {large} |" for state, (small, large) in BILLS.items()),
+    ]
+    return "\n".join(lines)

@@ -260,6 +260,20 @@ def triage_reason(age: int, facts: Facts) -> str:
     return ", ".join(f"{sign} {triage(age, alone)}" for sign, alone in signs.items())
 
 
+LARGE_BILL = 1000
+"""Euros from which a bill counts as large."""
+
+BILLS = {"paid": ("close", "close"), "open": ("remind", "call the payer"), "refused": ("write off", "appeal")}
+"""By its state, what is done with a bill below `LARGE_BILL`, and with a larger one."""
+
+
+def bill_action(state: str, amount: float) -> tuple[str, str]:
+    """What is to be done with a bill, and why."""
+    large = amount >= LARGE_BILL
+    size = f"{'at least' if large else 'below'} {LARGE_BILL}"
+    return BILLS[state][large], f"{state}, {amount:.2f} is {size}"
+
+
 def _goes_to(condition: str, colour: str | None, facts: Facts, missing: str | None) -> str | None:
     if colour is None or (condition == "pyelonephritis" and missing == "pregnancy"):
         return None

@@ -13,7 +13,7 @@ from typing import TextIO
 from schoolhouse.get.hospital_marks import Planted, mark
 from schoolhouse.get.hospital_notes import diagnosis, note
 from schoolhouse.get.hospital_people import Patient, Staff
-from schoolhouse.get.hospital_rules import FIELDS, age_group, dose_reason, required, triage_reason
+from schoolhouse.get.hospital_rules import BILLS, FIELDS, age_group, bill_action, dose_reason, required, triage_reason
 from schoolhouse.get.hospital_visits import Visit, next_step
 
 NOTES, ARCHIVE = "notes/notes.csv", "notes/archive.csv"
@@ -64,14 +64,19 @@ def facts(visit: Visit) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in row.items()}
 
 
+def needed_and_known(visit: Visit) -> dict[str, str]:
+    """What has to be known at a visit before anything is given, and what of it is."""
+    needed = required(visit.condition.name, visit.age, visit.patient.sex)
+    there = [name for name in needed if getattr(visit.known, FIELDS[name]) is not None]
+    return {"needed": ", ".join(needed), "known": ", ".join(there) or "none"}
+
+
 def _reasons(visit: Visit) -> dict[str, str]:
     """What leads to a visit's triage, dose and question; empty where it cannot be said yet."""
     known, plan = visit.known, visit.plan
-    needed = required(visit.condition.name, visit.age, visit.patient.sex)
-    there = [name for name in needed if getattr(known, FIELDS[name]) is not None]
     is_dosed = plan.drug is not None and plan.dose_mg is not None
     return {
-        "needed": ", ".join(needed), "known": ", ".join(there) or "none",
+        **needed_and_known(visit),
         "triage_reason": triage_reason(visit.age, known) if plan.triage is not None else "",
         "dose_reason": dose_reason(plan.drug or "", visit.age, known) if is_dosed else "",
     }  # fmt: skip
@@ -197,9 +202,11 @@ def write_billing(raw: Path, visits: list[Visit], seed: int, planted: Planted) -
         }  # fmt: skip
         cells: dict[str, object] = dict(zip(row, _cells(row, planted, BILLING, number, p.key), strict=True))
         cents = draw.randint(4_000, 95_000) * _COST[visit.severity]
+        issued = visit.day + timedelta(days=draw.randint(3, 40))
+        state = draw.choices(list(BILLS), [50, 25, 25])[0]
+        action, reason = bill_action(state, cents / 100)
         cells |= {
-            "issued": visit.day + timedelta(days=draw.randint(3, 40)), "amount": cents / 100,
-            "state": draw.choices(["paid", "open", "refused"], [80, 15, 5])[0],
+            "issued": issued, "amount": cents / 100, "state": state, "action": action, "action_reason": reason,
         }  # fmt: skip
         rows.append(cells)
     (raw / BILLING).parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from schoolhouse.get.hospital_marks import WHOLE, Planted, mark
 from schoolhouse.get.hospital_notes import aged, listed, told, written
 from schoolhouse.get.hospital_people import HOSPITAL, SCHOOLS, Staff
 from schoolhouse.get.hospital_rules import ADULT, FERTILE, QUESTIONS
-from schoolhouse.get.hospital_tables import Told
+from schoolhouse.get.hospital_tables import Told, needed_and_known
 from schoolhouse.get.hospital_visits import Visit, next_step
 
 DIALOGUES = "dialogues/calls.jsonl"
@@ -43,6 +43,7 @@ def dialogue(visit: Visit, draw: random.Random) -> dict[str, Any]:
         "patient_key": visit.patient.key, "encounter_id": visit.id, "condition": visit.condition.name,
         "age_group": visit.to_row()["age_group"], "sex": visit.patient.sex, "language": visit.patient.language,
         "ethnicity": visit.patient.ethnicity, "missing": missing or "nothing",
+        **needed_and_known(visit),
         "messages": [{"role": role, "content": words} for role, words in said],
     }  # fmt: skip
 

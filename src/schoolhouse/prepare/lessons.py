@@ -29,11 +29,13 @@ from schoolhouse.text.sourced import HELD_OUT, Document, read_documents
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
 
-_TEXT = "text"
+_TEXT, _OPENING = "text", "opening"
 
 
 class Lesson(Strict):
-    """One kind of question. Templates are words with `{text}` or the name of a fact between braces."""
+    """One kind of question. Templates are words with the name of a fact between braces, `{text}`, or `{opening}`:
+    what the user of a dialogue says before the assistant's first line.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")  # of the task, and of the file of questions NAME.jsonl
     ask: str  # template of the question
@@ -77,6 +79,8 @@ def check(config: Config) -> None:
             raise RecipeError(f"a lesson is called {name!r}, and so is another file: choose another name.")
         for key in ("ask", "answer", "think", "level"):
             for wanted in _fields(getattr(lesson, key) or "", f"lessons.{name}.{key}"):
+                if wanted == _OPENING and config.talk is None:
+                    raise RecipeError(f"lessons.{name}.{key} holds {{opening}}: give talk, which says who opens.")
                 if key == "answer" and wanted == _TEXT:
                     raise RecipeError(f"lessons.{name}.answer holds {{text}}: a whole document is no answer.")
 
@@ -165,6 +169,8 @@ def _fits(lesson: Lesson, document: Document) -> bool:
 
 def _make(name: str, lesson: Lesson, document: Document, split: Split, config: Config, made: _Made) -> None:
     values = {fact: _written(value) for fact, value in document.facts.items()} | {_TEXT: document.text}
+    if config.talk is not None and document.kind == config.talk.kind:
+        values[_OPENING] = next((turn.content for turn in _turns(config.talk, document)), "")
     filled: dict[str, str] = {}
     for key in ("ask", "answer", "think", "level"):
         template = getattr(lesson, key) or ""
@@ -209,8 +215,8 @@ def _conversation(name: str, row: Mapping[str, Any]) -> Conversation:
     return shown.plus("assistant", render_reply(thought, row["answer"]))
 
 
-def _talk(talk: Talk, document: Document, groups: Iterable[str]) -> list[Conversation]:
-    """A dialogue from the user's first line to the assistant's last; none where one of them says nothing."""
+def _turns(talk: Talk, document: Document) -> list[Message]:
+    """A dialogue from the user's first line to the assistant's last; empty where one of them says nothing."""
     roles = {talk.user: "user", talk.assistant: "assistant"}
     messages: list[Message] = []
     for line in document.text.splitlines():
@@ -224,6 +230,12 @@ def _talk(talk: Talk, document: Document, groups: Iterable[str]) -> list[Convers
             messages.append(Message(role, words.strip()))
     while messages and messages[-1].role != "assistant":
         messages.pop()
+    return messages
+
+
+def _talk(talk: Talk, document: Document, groups: Iterable[str]) -> list[Conversation]:
+    """A dialogue as a conversation; none where one of both says nothing."""
+    messages = _turns(talk, document)
     if not messages:
         return []
     told = [Message("system", talk.system)] if talk.system is not None else []
@@ -234,7 +246,9 @@ def _need_both(lesson: Lesson, made: _Made, known: set[str]) -> None:
     empty = [split for split in SPLITS if not made.counts[split]]
     if empty:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in made.left_out.most_common(3)) or "no document fits"
-        unknown = [f for f in _fields(lesson.ask + lesson.answer, lesson.name) if f != _TEXT and f not in known]
+        unknown = [
+            f for f in _fields(lesson.ask + lesson.answer, lesson.name) if f not in (_TEXT, _OPENING) and f not in known
+        ]
         hint = f" No document has a fact {unknown[0]!r}{did_you_mean(unknown[0], known)}." if unknown else ""
         raise DataError(f"lesson {lesson.name!r} has no question for {empty[0]} ({reasons}).{hint} See its templates.")
 

@@ -6,6 +6,7 @@ of each person; the second replaces, so that a name that was found once is repla
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import time
@@ -20,8 +21,10 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig, did_you_mean
 from schoolhouse.core.errors import BudgetError, DataError, MachineError, RecipeError, Stopped
-from schoolhouse.prepare.redaction.engine import Finder, finder_version
-from schoolhouse.prepare.redaction.keys import Secret, secret_of
+from schoolhouse.core.machine import available_memory_bytes, usable_cores
+from schoolhouse.prepare.redaction.crew import Crew
+from schoolhouse.prepare.redaction.engine import Finder
+from schoolhouse.prepare.redaction.keys import secret_of
 from schoolhouse.prepare.redaction.language import load_languages, rules_files
 from schoolhouse.prepare.redaction.measure import SHIPPED, Figures, measure, read_gold, read_reviews
 from schoolhouse.prepare.redaction.people import People
@@ -29,7 +32,7 @@ from schoolhouse.prepare.redaction.report import DOUBTFUL, Measured, Tally, card
 from schoolhouse.prepare.redaction.reversal import REVERSAL, Reversal, skip
 from schoolhouse.prepare.redaction.review import Marks, Sample
 from schoolhouse.prepare.redaction.rewrite import Rewriter, hidden_id
-from schoolhouse.prepare.redaction.search import Found, Search, learn, search
+from schoolhouse.prepare.redaction.search import Found, Search, Terms, learn, open_search, search
 from schoolhouse.prepare.redaction.surrogates import Style
 from schoolhouse.text.documents import DOCUMENTS
 from schoolhouse.text.redaction import META
@@ -103,16 +106,20 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     Raises DataError for identifiers that no document has, and Stopped or BudgetError; then the same command goes on.
     """
     secret = secret_of(config.key_env, config.key_file)
-    languages = load_languages(config.rules)
     tagger = inputs[config.tagger].path if config.tagger is not None else None
     if tagger is None:
         run.log.warn("no tagger is given: names that only it would find stay in the texts (a stage of get.tagger)")
-    finder = Finder(languages, tagger)
-    by = hashlib.sha256(f"{finder_version(languages, tagger)} {config.style} {sorted(config.identifiers)}".encode())
-    searcher = Search(finder, frozenset(config.identifiers), config.language, secret, by.hexdigest()[:16])
-    source = inputs[config.data].path
-    folders = [Path(), *([Path(HELD_OUT)] if (source / HELD_OUT / DOCUMENTS).is_file() else [])]
-    passes = _Passes(config, searcher, secret, run, source, folders)
+    rules, identifiers = tuple(config.rules), tuple(config.identifiers)
+    terms = Terms(rules, tagger, config.style, identifiers, config.language, secret)
+    workers = min(run.machine.threads or usable_cores(), max(1, available_memory_bytes() // _BYTES))
+    searcher = open_search(terms)
+    with Crew(terms, searcher, workers, lambda: run.meter.phase("wait")) as crew:
+        _redact(config, _Passes(config, searcher, run, inputs[config.data].path, crew), tagger is not None, out)
+
+
+def _redact(config: Config, passes: _Passes, has_tagger: bool, out: Draft) -> None:
+    run, searcher = passes.run, passes.searcher
+    secret = searcher.secret
     people = passes.find()
     marks = None
     if config.reviewed is not None:
@@ -125,12 +132,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         tally = Tally(file)
         count = passes.write(out.path, Rewriter(searcher, people, secret, config.style), tally, sample, marks)
     sample.write(out.path)
-    measured = _measured(config, finder, marks)
+    measured = _measured(config, searcher.finder, marks)
     write_findings(out.path, tally, measured)
     said = {
         "Style": config.style,
         "Key": f"`{secret.mark}`, from {'the environment' if config.key_env else 'a file'}",
-        "Tagger": "yes" if tagger else "none", "Languages": ", ".join(sorted(languages)),
+        "Tagger": "yes" if has_tagger else "none", "Languages": ", ".join(sorted(searcher.finder.languages)),
         "Way back": f"`{REVERSAL}`, for whoever has the key" if config.key_env else "none is kept",
     }  # fmt: skip
     (out.path / "README.md").write_text(card(tally, measured, said, count), encoding="utf-8")
@@ -166,11 +173,25 @@ class _Passes:
 
     config: Config
     searcher: Search
-    secret: Secret
     run: Run
     source: Path
-    folders: list[Path]
+    crew: Crew
+    done: int = 0  # documents of this pass
     said_at: float = 0.0
+
+    @functools.cached_property
+    def total(self) -> int:
+        """How many documents there are."""
+        count = 0
+        for folder in self.folders:
+            with (self.source / folder / DOCUMENTS).open("rb") as file:
+                count += sum(1 for _ in file)
+        return count
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders with documents, below that of the artifact: those that are held out are redacted as well."""
+        return [Path(), *([Path(HELD_OUT)] if (self.source / HELD_OUT / DOCUMENTS).is_file() else [])]
 
     def find(self) -> People:
         """Search every document; returns what names each person."""
@@ -186,29 +207,32 @@ class _Passes:
 
     def again(self) -> Iterator[tuple[Document, Found]]:
         """Every document with what was found in it; what an earlier pass found is read, not searched again."""
+        self.done = 0
         for folder in self.folders:
             yield from self._pairs(folder)
 
     def _pairs(self, folder: Path) -> Iterator[tuple[Document, Found]]:
         file = self.run.scratch / f"found-{folder.name or 'documents'}.jsonl"
-        return search(read_documents(self.source / folder), self.searcher, file, self._look)
+        return search(read_documents(self.source / folder), self.searcher.by, file, self.crew.look, self._look)
 
-    def _look(self, count: int) -> None:
+    def _look(self) -> None:
         reason = self.run.should_stop()
         if reason == "interrupted":
-            raise Stopped(f"stopped at document {count:,}; the same command goes on there")
+            raise Stopped(f"stopped at document {self.done:,} of {self.total:,}; the same command goes on there")
         if reason == "budget":
             raise BudgetError(
-                f"the time was spent at document {count:,}; grant more (--set budget.time=...), it goes on"
+                f"the time was spent at document {self.done:,} of {self.total:,}; grant more (--set budget.time=...), "
+                "it goes on there"
             )
+        self.done += 1
         if time.monotonic() - self.said_at >= _SAY_EVERY_S:
             if self.said_at:
-                self.run.log.step(count, unit="documents")
+                self.run.log.step(self.done, self.total)
             self.said_at = time.monotonic()
 
     def write(self, out: Path, rewriter: Rewriter, tally: Tally, sample: Sample, marks: Marks | None) -> int:
         """Rewrite every document; returns how many were written."""
-        count = 0
+        count = self.done = 0
         seen: set[str] = set()
         for folder in self.folders:
             (out / folder).mkdir(exist_ok=True)
@@ -223,10 +247,12 @@ class _Passes:
         self, pairs: Iterable[tuple[Document, Found]], rewriter: Rewriter, tally: Tally, sample: Sample,
         marks: Marks | None, back: BinaryIO | None, seen: set[str],
     ) -> Iterator[Document]:  # fmt: skip
-        reversal = Reversal(back, self.secret) if back is not None else None
+        reversal = Reversal(back, self.searcher.secret) if back is not None else None
         for document, found in pairs:
             if found.done == "aside":
-                tally.aside.append({"id": hidden_id(self.secret, document.id), "language": str(document.language)})
+                tally.aside.append(
+                    {"id": hidden_id(self.searcher.secret, document.id), "language": str(document.language)}
+                )
                 continue
             if found.done == "sealed":
                 tally.documents["sealed"] += 1

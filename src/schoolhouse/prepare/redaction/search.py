@@ -5,15 +5,16 @@ It is what takes time, so that its results are written as they come, and a run t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from schoolhouse.prepare.redaction.engine import Finder
+from schoolhouse.prepare.redaction.engine import Finder, finder_version
 from schoolhouse.prepare.redaction.keys import Secret, is_sealed
-from schoolhouse.prepare.redaction.language import Language
+from schoolhouse.prepare.redaction.language import Language, load_languages
 from schoolhouse.prepare.redaction.people import KNOWN, People
 from schoolhouse.prepare.redaction.rules import RULES
 from schoolhouse.prepare.redaction.spans import Span, settle
@@ -21,6 +22,10 @@ from schoolhouse.text.records import append_row
 from schoolhouse.text.sourced import Document, Fact
 
 _LABELLED = 0.9  # how sure a rule has to be that a bare number of a fact is an id
+
+
+Look = Callable[[Iterable[Document]], Iterable[tuple[Document, "Found"]]]
+"""Searches documents, in their order."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,31 @@ class Search:
         return tuple(spans)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """All that decides what is found and what is put in its place.
+
+    rules: files beside those that are shipped; tagger: its folder; style: of what is put; identifiers: facts that name
+    somebody; language: of documents that state none.
+    """
+
+    rules: tuple[str, ...]
+    tagger: Path | None
+    style: str
+    identifiers: tuple[str, ...]
+    language: str
+    secret: Secret
+
+
+def open_search(terms: Terms) -> Search:
+    """Load all that a search needs."""
+    languages = load_languages(terms.rules)
+    finder = Finder(languages, terms.tagger)
+    version = f"{finder_version(languages, terms.tagger)} {terms.style} {sorted(terms.identifiers)}"
+    by = hashlib.sha256(version.encode()).hexdigest()[:16]
+    return Search(finder, frozenset(terms.identifiers), terms.language, terms.secret, by)
+
+
 def fact_head(key: str) -> str:
     """A fact's key as it would stand before its value in a text."""
     return f"{key.replace('_', ' ').replace('.', ' ')}: "
@@ -113,23 +143,29 @@ def kind_of(value: str) -> str:
 
 
 def search(
-    documents: Iterable[Document], searcher: Search, file: Path, each: Callable[[int], None]
+    documents: Iterable[Document], by: str, file: Path, look: Look, each: Callable[[], None]
 ) -> Iterator[tuple[Document, Found]]:
-    """Each document with what it holds, out of a file as far as that goes, else found and written there.
+    """Each document with what it holds, out of a file as far as that goes, else found by `look` and written there.
 
-    each: called with the number of documents so far; it may raise to stop.
+    by: the rules; each: called for every document; it may raise to stop.
     """
-    kept = _kept(file, searcher.by)
+    kept = _kept(file, by)
     with file.open("a", encoding="utf-8") as out:
         if not file.stat().st_size:
-            append_row(out, {"by": searcher.by})
-        for count, document in enumerate(documents):
-            each(count)
-            found = next(kept, None)
-            if found is None:
-                found = searcher.look(document)
-                append_row(out, found.to_row())
+            append_row(out, {"by": by})
+        for document, found in _pairs(iter(documents), kept, look, out):
+            each()
             yield document, found
+
+
+def _pairs(
+    documents: Iterator[Document], kept: Iterator[Found], look: Look, out: TextIO
+) -> Iterator[tuple[Document, Found]]:
+    for found, document in zip(kept, documents, strict=False):  # kept first: when it ends no document was taken
+        yield document, found
+    for document, found in look(documents):
+        append_row(out, found.to_row())
+        yield document, found
 
 
 def _kept(file: Path, by: str) -> Iterator[Found]:
