@@ -68,6 +68,9 @@ def test_templates_are_filled_in_and_each_row_knows_its_document(tmp_path):
     (talk,) = read_conversations(out.path / "conversations.jsonl").good
     assert talk.messages[-1].content == "<think>\nThis is gout.\n</think>\n<answer>E1</answer>"
     assert talk.meta["document"] == train[0].id
+    (held,) = read_conversations(out.path / "held_out" / "conversations.jsonl").good
+    assert held.messages[-1].content == talk.messages[-1].content  # with its way, as it would have been taught
+    assert held.meta["document"] == test[0].id
     assert out.meta["lessons"]["codes"] == {"train": 1, "test": 1, "left_out": {}}
 
 
@@ -128,6 +131,7 @@ def test_dialogues_become_conversations_from_the_user_to_the_assistant(tmp_path)
         ("system", "You are a nurse."), ("user", "It hurts.\nIn my foot."), ("assistant", "How much: a lot?\nSince?"),
     ]  # fmt: skip
     assert out.meta["talks"] == 2
+    assert len(read_conversations(out.path / "held_out" / "conversations.jsonl").good) == 1
     with pytest.raises(DataError, match="lines that begin with Doctor: and then Nurse:"):
         made(tmp_path / "none", documents, [], talk=talk | {"user": "Doctor"})
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from school import LIVELY, artifact, conversation, draft, fp32_run, metrics, network, write_data, write_pupil
-from schoolhouse.core.errors import BudgetError, DataError, Stopped, TrainError
+from schoolhouse.core.config import references
+from schoolhouse.core.errors import BudgetError, DataError, RecipeError, Stopped, TrainError
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.weights import load_model
@@ -212,6 +213,22 @@ def test_what_the_recipe_has_left_never_cuts_a_stage_without_a_share(pupil, tmp_
 def test_the_usual_system_message_goes_with_the_model(pupil, tmp_path):
     out = teach(pupil, tmp_path, epochs=1)
     assert (out.path / "system_prompt.txt").read_text().strip() == SYSTEM_THINKING
+
+
+def test_the_conversations_of_several_stages_are_mixed(pupil, tmp_path):
+    halves = {name: write_data(tmp_path / name, part) for name, part in (("one", FOUR[:1]), ("two", FOUR[1:]))}
+    mixed, whole = draft(tmp_path / "mixed"), teach(pupil, tmp_path / "whole", epochs=2)
+    config = sft.Config(**TEACHING | {"data": ["one", "two"], "epochs": 2})
+    sft.run(config, {"base": pupil, **halves}, fp32_run(tmp_path / "run"), mixed)
+    assert (mixed.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    assert references(config) == ["base", "one", "two"]
+
+
+def test_data_that_name_nothing_and_a_record_of_several_are_refused():
+    with pytest.raises(RecipeError, match="data is empty"):
+        sft.check(sft.Config(**TEACHING | {"data": []}))
+    with pytest.raises(RecipeError, match="data names several"):
+        sft.check(sft.Config(**TEACHING | {"data": ["one", "two"], "record": "said"}))
 
 
 def test_texts_beyond_the_context_are_refused(pupil, tmp_path):

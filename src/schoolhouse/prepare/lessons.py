@@ -101,10 +101,11 @@ class _Made:
     """The questions of one lesson, and why documents gave none."""
 
     rows: dict[str, tuple[Split, dict[str, Any]]] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)  # the way to the answer, of held-out questions, too
     counts: Counter[Split] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, split: Split, row: dict[str, Any], most: int | None) -> None:
+    def add(self, split: Split, row: dict[str, Any], way: str, most: int | None) -> None:
         """Keep a question unless it was asked before, or there are enough."""
         held = self.rows.get(row["question"])
         if held is not None:
@@ -114,6 +115,7 @@ class _Made:
             self.left_out["more than most"] += 1
         else:
             self.rows[row["question"]] = split, row
+            self.ways[row["question"]] = way
             self.counts[split] += 1
 
 
@@ -124,33 +126,29 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     """
     lessons = {lesson.name: lesson for lesson in config.lessons}
     made = {name: _Made() for name in lessons}
-    talks: list[Conversation] = []
+    talks: dict[Split, list[Conversation]] = {split: [] for split in SPLITS}
     known: set[str] = set()
     for split, document in _documents(inputs[config.data].path):
         known |= document.facts.keys()
         for name, lesson in lessons.items():
             if _fits(lesson, document):
                 _make(name, lesson, document, split, config, made[name])
-        if config.talk is not None and split == "train" and document.kind == config.talk.kind:
-            talks += _talk(config.talk, document, config.groups)
-    conversations = [
-        _conversation(name, row)
-        for name, questions in made.items()
-        for split, row in questions.rows.values()
-        if split == "train"
-    ]
+        if config.talk is not None and document.kind == config.talk.kind:
+            talks[split] += _talk(config.talk, document, config.groups)
     for name, questions in made.items():
         _need_both(lessons[name], questions, known)
         write_rows(out.path / f"{name}.jsonl", (row for _, row in questions.rows.values()))
-    if config.talk is not None and not talks:
+    if config.talk is not None and not talks["train"]:
         said = f"{config.talk.user}: and then {config.talk.assistant}:"
         raise DataError(f"no document of kind {config.talk.kind!r} has lines that begin with {said}")
-    total = write_conversations(out.path / CONVERSATIONS, [*conversations, *talks])
+    total = write_conversations(out.path / CONVERSATIONS, [*_conversations(made, "train"), *talks["train"]])
+    (out.path / HELD_OUT).mkdir()
+    held = write_conversations(out.path / HELD_OUT / CONVERSATIONS, [*_conversations(made, "test"), *talks["test"]])
     facts = {name: _counts(questions) for name, questions in made.items()}
-    out.meta.update(rows=total, lessons=facts, talks=len(talks))
-    (out.path / "README.md").write_text(_card(lessons, facts, len(talks), total), encoding="utf-8")
+    out.meta.update(rows=total, held_out=held, lessons=facts, talks=len(talks["train"]))
+    (out.path / "README.md").write_text(_card(lessons, facts, len(talks["train"]), total, held), encoding="utf-8")
     said = "".join(f"; {name}: {c['train']} to learn from, {c['test']} held out" for name, c in facts.items())
-    run.log.info(f"{total} conversations, {len(talks)} of them dialogues{said}")
+    run.log.info(f"{total} conversations, {len(talks['train'])} of them dialogues{said}")
 
 
 def _documents(folder: Path) -> Iterator[tuple[Split, Document]]:
@@ -189,7 +187,7 @@ def _make(name: str, lesson: Lesson, document: Document, split: Split, config: C
     }  # fmt: skip
     if filled["think"] and split == "train":
         row["trace"] = filled["think"]
-    made.add(split, row, config.most)
+    made.add(split, row, filled["think"], config.most)
 
 
 def _written(value: object) -> str:
@@ -206,9 +204,17 @@ def _origin(document: Document, groups: Iterable[str]) -> dict[str, Any]:
     return {"document": document.id, "source": vars(document.source), "person": document.person, **found}
 
 
-def _conversation(name: str, row: Mapping[str, Any]) -> Conversation:
+def _conversations(made: Mapping[str, _Made], wanted: Split) -> Iterator[Conversation]:
+    """The questions of a side with their answers."""
+    for name, questions in made.items():
+        for split, row in questions.rows.values():
+            if split == wanted:
+                yield _conversation(name, row, questions.ways[row["question"]] or None)
+
+
+def _conversation(name: str, row: Mapping[str, Any], thought: str | None) -> Conversation:
     """The question with its answer, worked where the lesson says how."""
-    thought, level, question = row.get("trace"), row["level"], row["question"]
+    level, question = row["level"], row["question"]
     example = Example(example_id(name, level, question), name, level, question, row["answer"])
     asked = question_conversation(example, thinking=thought is not None)
     shown = Conversation(asked.messages, {**asked.meta, **row["meta"]})
@@ -257,7 +263,9 @@ def _counts(made: _Made) -> dict[str, Any]:
     return {**{split: made.counts[split] for split in SPLITS}, "left_out": dict(made.left_out)}
 
 
-def _card(lessons: Mapping[str, Lesson], facts: Mapping[str, Mapping[str, Any]], talks: int, total: int) -> str:
+def _card(
+    lessons: Mapping[str, Lesson], facts: Mapping[str, Mapping[str, Any]], talks: int, total: int, held: int
+) -> str:
     rows = [
         f"| `{name}.jsonl` | {lessons[name].verifier} | {c['train']} | {c['test']} | "
         f"{'; '.join(f'{reason}: {n}' for reason, n in sorted(c['left_out'].items()))} |"
@@ -266,7 +274,8 @@ def _card(lessons: Mapping[str, Lesson], facts: Mapping[str, Mapping[str, Any]],
     checked = "open questions are checked by nobody" if any(x.verifier == OPEN for x in lessons.values()) else ""
     return "\n".join([
         "# Lessons from documents", "",
-        f"`{CONVERSATIONS}`: {total} conversations to learn from, {talks} of them dialogues as they were held.", "",
+        f"`{CONVERSATIONS}`: {total} conversations to learn from, {talks} of them dialogues as they were held.",
+        f"`{HELD_OUT}/{CONVERSATIONS}`: {held} like them of held-out documents, to compare with, not to learn.", "",
         "| questions | checked by | to learn from | held out | documents that gave none |", "|---|---|---|---|---|",
         *rows, "",
         "- Every row names its document and the file and place that this was read from, in `meta`.",

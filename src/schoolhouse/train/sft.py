@@ -33,7 +33,7 @@ class Config(StageConfig):
     """What `train.sft` reads: a model and a folder with conversations.jsonl."""
 
     model: Ref
-    data: Ref
+    data: Ref | list[Ref]  # a stage that made `conversations.jsonl`, or several, whose conversations are mixed
     record: Ref | None = None  # a stage `train.record` of the same data: what a master holds likely is learnt instead
     epochs: float = Field(default=2.0, gt=0)
     batch: int = Field(default=16, ge=1)  # conversations a step
@@ -51,6 +51,10 @@ class Config(StageConfig):
 def check(config: Config) -> None:
     """Raise RecipeError for keys that do not go together."""
     check_lora(config)
+    if not config.data:
+        raise RecipeError("data is empty: name a stage that made conversations, or several.")
+    if config.record is not None and not isinstance(config.data, str):
+        raise RecipeError("a record is of one stage's conversations, and data names several: name that one.")
     if config.privacy is not None and config.record is not None:
         raise RecipeError("privacy is set, and a record tells of every conversation by itself: leave one of them out.")
 
@@ -107,9 +111,9 @@ def render_all(data: Artifact, chat: ChatFormat, max_tokens: int) -> list[Render
     return out
 
 
-def usual_system(data: Artifact) -> str | None:
+def usual_system(data: Sequence[Artifact]) -> str | None:
     """The system message that most conversations open with, or None where most have none."""
-    rows = read_conversations(data.file(CONVERSATIONS)).good
+    rows = [row for one in data for row in read_conversations(one.file(CONVERSATIONS)).good]
     first = [row.messages[0] for row in rows if row.messages]
     said = Counter(message.content for message in first if message.role == "system")
     return said.most_common(1)[0][0] if said.total() > len(rows) / 2 else None
@@ -181,8 +185,9 @@ class Conversations:
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
     """Fine-tune `model` on `data` and write a Hugging Face checkpoint with its learning curve."""
     source = inputs[config.model].path
-    rows = render_all(inputs[config.data], ChatFormat.load(source), config.max_tokens)
-    system = usual_system(inputs[config.data])
+    data = [inputs[name] for name in ([config.data] if isinstance(config.data, str) else config.data)]
+    rows = [row for one in data for row in render_all(one, ChatFormat.load(source), config.max_tokens)]
+    system = usual_system(data)
     model = load_model(source, run.runtime.dtype, run.runtime.device)
     longest, room = max(len(r.ids) for r in rows), model.config.max_position_embeddings
     if longest > room:
@@ -201,7 +206,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     )
     course = Course(batches.steps, config.lr, floor=config.floor, save_every_s=config.save_every)
     if config.privacy is not None:
-        steps = _fit_private(config, config.privacy, model, rows, optimizer, course, inputs[config.data], run, out)
+        steps = _fit_private(config, config.privacy, model, rows, optimizer, course, data, run, out)
     else:
         steps = fit(model, batches, objective, optimizer, course, run)
     keep_model(model, source, steps, run, out, optimizer)
@@ -211,7 +216,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 
 def _fit_private(
     config: Config, privacy: Privacy, model: Transformer, rows: Sequence[Rendered], optimizer: Mover, course: Course,
-    data: Artifact, run: Run, out: Draft,
+    data: Sequence[Artifact], run: Run, out: Draft,
 ) -> int:  # fmt: skip
     """As `fit`, but each conversation by itself and with noise; the artifact's facts say what that is worth."""
     if model.config.moe is not None:
@@ -227,7 +232,8 @@ def _fit_private(
     )
     private = PrivateMover(optimizer, privacy.clip, found.noise, config.batch)
     steps = fit(model, Chance(rows, found.rate, part_of), cross_entropy, private, course, run)
-    persons = Counter(row.meta.get("person") for row in read_conversations(data.file(CONVERSATIONS)).good)
+    told_of = [row for one in data for row in read_conversations(one.file(CONVERSATIONS)).good]
+    persons = Counter(row.meta.get("person") for row in told_of)
     most = max((count for person, count in persons.items() if person is not None), default=1)
     out.meta[PRIVACY] = [f"{run.stage}: {told(found.spent(steps), found, len(rows), most)}"]
     run.log.info(out.meta[PRIVACY][0])
