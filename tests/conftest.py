@@ -1,6 +1,7 @@
 """What all tests share: one thread each, and the same hypothesis examples every time."""
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -69,3 +70,16 @@ def starter(tmp_path_factory):
     out = draft(folder / "out")
     sft.run(config, {"base": base, "rows": write_data(folder / "rows", rows)}, fp32_run(folder), out)
     return artifact(out.path)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser; tests that want one are skipped where there is none."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("there is no chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()

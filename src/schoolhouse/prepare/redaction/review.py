@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import heapq
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from schoolhouse.core.errors import DataError
 from schoolhouse.prepare.redaction.keys import Secret
 from schoolhouse.prepare.redaction.measure import Review, reviewed_shares
 from schoolhouse.prepare.redaction.people import People
+from schoolhouse.prepare.redaction.report import PAGE
 from schoolhouse.prepare.redaction.rewrite import Redacted, Rewriter, hidden_id
 from schoolhouse.prepare.redaction.search import Found, Search
 from schoolhouse.prepare.redaction.spans import Span
 from schoolhouse.prepare.redaction.surrogates import Put, Style
 from schoolhouse.text.records import write_rows
+from schoolhouse.text.redaction import TYPES
 from schoolhouse.text.sourced import Document
 
 REVIEW = "review.jsonl"
+_TEMPLATE = "review.html.j2"
 REVIEWER = "review"
 """What a person is called among the recognisers."""
 
@@ -41,9 +51,23 @@ class Sample:
                 heapq.heappop(self._heap)
 
     def write(self, folder: Path) -> int:
-        """Write review.jsonl; returns the number of texts."""
+        """Write review.jsonl and the page to mark it on; returns the number of texts."""
         rows = [row for _, _, row in sorted(self._heap, key=lambda held: (-held[0], held[1]))]
+        (folder / PAGE).write_text(page(rows), encoding="utf-8")
         return write_rows(folder / REVIEW, rows)
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One HTML file without outside requests, on which people mark what was missed and what was needless.
+
+    rows: of review.jsonl. What the page saves is what the key `reviewed` names.
+    """
+    source = (resources.files("schoolhouse.prepare.redaction") / _TEMPLATE).read_text(encoding="utf-8")
+    script = source.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    held = json.dumps({"rows": rows, "types": TYPES}, ensure_ascii=False).replace("<", "\\u003c")  # ends no script
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(count=len(rows), rows=Markup(held), script_hash=digest)
 
 
 def _row(put: Put) -> dict[str, Any]:
