@@ -10,13 +10,16 @@ import zipfile
 from dataclasses import replace
 from datetime import date, timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from school import artifact, draft
-from schoolhouse.core.errors import DataError, MachineError, ModelError, RecipeError, Stopped
+from schoolhouse import cli
+from schoolhouse.core.artifact import Store
+from schoolhouse.core.errors import ArtifactError, DataError, MachineError, ModelError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.get import tagger as get_tagger
 from schoolhouse.get.sources import Wheel
@@ -230,6 +233,17 @@ def test_a_language_and_a_pattern_of_ones_own(tmp_path):
         load_languages([str(path)])
     with pytest.raises(RecipeError, match="there is no file"):
         load_languages([str(tmp_path / "none.toml")])
+
+
+def test_the_rules_files_of_the_page_are_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "redaction.md").read_text(encoding="utf-8")
+    for name in ("ward.toml", "de.toml"):
+        (tmp_path / name).write_text(re.search(rf"```toml\n(# {name}.*?)```", page, re.S)[1], encoding="utf-8")
+    held = load_languages([str(tmp_path / "ward.toml"), str(tmp_path / "de.toml")])
+    text = "Frau Quellbach, Patient: Dorn. Am 3. Jan 2021 gesehen. ward-abc"
+    found = {(s.type, s.inside(text)) for s in Rules(held["de"]).find(text)}
+    assert {("name", "Quellbach"), ("name", "Dorn"), ("date", "3. Jan 2021")} <= found
+    assert "abc" in {s.inside(text) for s in Rules(held["en"]).find(text)}
 
 
 # What stands in its place
@@ -517,6 +531,26 @@ def test_whoever_has_the_key_gets_everything_back(tmp_path, monkeypatch):
     monkeypatch.setenv("WARD_KEY", "short")
     with pytest.raises(RecipeError, match="WARD_KEY holds 5 characters"):
         redact.check(redact.Config(data="read", key_env="WARD_KEY"))
+
+
+def test_the_command_writes_them_back_and_nothing_with_another_key(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WARD_KEY", "0123456789abcdef" * 4)
+    documents, held = [document(NOTE, "p", 1)], [document(SECOND, "q", 2)]
+    with Store(tmp_path / "home" / "store").create("a" * 16, "prepare.redact", []) as made:
+        settings, inputs = set_up(tmp_path / "in", documents, held, key_env="WARD_KEY")
+        redact.run(settings, inputs, Run.for_tests(tmp_path / "run"), made)
+    command = ["restore", "a" * 16, str(tmp_path / "out"), "--key-env", "WARD_KEY", "--home", str(tmp_path / "home")]
+    cli.app(command, standalone_mode=False)
+    assert list(read_documents(tmp_path / "out")) == documents
+    assert list(read_documents(tmp_path / "out" / "held_out")) == held
+    assert "1 documents are as they were" in capsys.readouterr().out
+    with pytest.raises(ArtifactError, match="exists already"):
+        cli.app(command, standalone_mode=False)
+    command[2] = str(tmp_path / "other")
+    monkeypatch.setenv("WARD_KEY", "f" * 64)
+    with pytest.raises(DataError, match="another key"):
+        cli.app(command, standalone_mode=False)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_reviewed_sample_is_measured_and_what_was_missed_is_replaced(tmp_path):

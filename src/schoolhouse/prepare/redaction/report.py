@@ -127,7 +127,7 @@ def card(tally: Tally, measured: Measured, facts: Mapping[str, str], count: int)
         *(f"| {by} | {number:,} |" for by, number in tally.sources.most_common()), "",
         f"`{DOUBTFUL}` lists {sum(tally.doubts.values()):,} doubts about single places, for a look: "
         + (", ".join(f"{reason} {number:,}" for reason, number in tally.doubts.most_common()) or "none") + ".", "",
-        f"`{PAGE}` is a page to mark on what was missed and what was needless; it saves a file for the key `reviewed`.", "",
+        f"On `{PAGE}` people mark what was missed and what was needless; it saves a file for the key `reviewed`.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
