@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from schoolhouse.core.config import Budget, Duration, MachineConfig, Recipe, Ref, StageEntry, format_duration
+from schoolhouse.evaluate.ablation import Ablation
 from schoolhouse.evaluate.probe import Limits
 from schoolhouse.evaluate.verdict import Claim
 from schoolhouse.get.corpora import KNOWN_TEXTS
@@ -67,6 +68,12 @@ INNER = [
     ("A talk", Talk, "Dialogues that `prepare.lessons` makes conversations of."),
     ("A privacy", Privacy, "How little `train.sft` lets a model tell of one conversation; see docs/probes.md."),
     ("An endpoint", Endpoint, "A model behind an OpenAI-compatible address. Every reply is remembered on disk."),
+    (
+        "An ablation",
+        Ablation,
+        "Two models of an exam that differ in one part of the recipe; the report says what it brought, or that it "
+        "brought nothing.",
+    ),
     ("A claim", Claim, "What `evaluate.report` holds the exam against. The page says first whether it is met."),
 ]
 MEANINGS = {
@@ -205,7 +212,7 @@ MEANINGS = {
     "evaluate.exam.thinking": "with thinking, without, or both",
     "evaluate.exam.max_new_tokens": "longest reply with thinking",
     "evaluate.exam.max_new_tokens_direct": "longest reply without",
-    "evaluate.exam.transcripts": "replies of each level that are kept in full",
+    "evaluate.exam.transcripts": "replies of each level that the report chooses from",
     "evaluate.report.exam": "the exam to report on",
     "evaluate.report.runs": "stages whose curves, costs and hashes are shown",
     "evaluate.report.claim": "what is claimed, see below; without it the page only shows",

@@ -70,6 +70,7 @@ STAGES: Mapping[str, str] = {
     "evaluate.exam": "schoolhouse.evaluate.exam",
     "evaluate.gate": "schoolhouse.evaluate.gate",
     "evaluate.probe": "schoolhouse.evaluate.probe",
+    "evaluate.review": "schoolhouse.evaluate.review",
     "evaluate.report": "schoolhouse.evaluate.report",
 }
 """The stages that a recipe may name with `run = "..."`, and the modules behind them.
@@ -79,6 +80,10 @@ Such a module has `class Config(StageConfig)` and `run(config, inputs, run, out)
 bytes of a file), `memory_bytes(config, inputs_meta) -> int`, and `CLOSES = True` for a stage of moments that is run
 even when the recipe's time is spent: what was done must be told.
 """
+
+
+PAGES = {"review.html": "redacted texts to look through", "sheet.html": "replies to mark", "report.html": "report"}
+"""Files of stages that people open, and what they are; a recipe's folder has the latest."""
 
 
 @dataclass(frozen=True)
@@ -414,12 +419,13 @@ def _write_latest(job: _Job) -> None:
 
 
 def _finish(job: _Job) -> None:
-    """Put the report beside the log and print the table."""
+    """Put what people look at beside the log and print the table."""
     job.log.result(_result_table(job))
     for artifact in job.done.values():
-        if "report.html" in artifact.manifest["files"]:
-            shutil.copyfile(artifact.file("report.html"), job.folder / "report.html")
-            job.log.result(f"report: {job.folder / 'report.html'}")
+        for name, what in PAGES.items():
+            if name in artifact.manifest["files"]:
+                shutil.copyfile(artifact.file(name), job.folder / name)
+                job.log.result(f"{what}: {job.folder / name}")
 
 
 def _result_table(job: _Job) -> Table:

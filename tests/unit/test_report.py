@@ -1,15 +1,32 @@
+import hashlib
 import json
 import random
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+import school
 from schoolhouse.core.artifact import Artifact, Draft, Store
+from schoolhouse.core.errors import ArtifactError, RecipeError
 from schoolhouse.core.run import Run
-from schoolhouse.evaluate import charts, report
+from schoolhouse.evaluate import (
+    charts,
+    probe,
+    probe_bias,
+    probe_leak,
+    probe_names,
+    probe_refusal,
+    probe_sets,
+    report,
+    review,
+)
+from schoolhouse.evaluate.probe_card import held_to, tables
+from schoolhouse.evaluate.probe_leak import BEFORE, MODEL
 from schoolhouse.evaluate.verdict import Claim, judge
+from schoolhouse.text.sourced import read_documents
 
 BOXES = ("2-1", "3-1", "3-2", "3-3", "4-2", "4-3", "5-3", "5-4", "6-5", "6-6")
 SUMS = ("1", "2", "3", "4", "5")
@@ -42,7 +59,7 @@ def rate(model: str, number: int, count: int) -> float:
 
 def write_exam(draft: Draft, ids: dict[str, str], per_level: int = 50) -> None:
     levels = {"boxes": BOXES, "arithmetic": SUMS}
-    items, transcripts, counted = [], [], {}
+    items, transcripts, replies, counted = [], [], [], {}
     for model in SKILL:
         for mode in ("thinking", "direct"):
             for task, names in levels.items():
@@ -64,6 +81,8 @@ def write_exam(draft: Draft, ids: dict[str, str], per_level: int = 50) -> None:
                         items.append(row)
                         if i < 3:
                             transcripts.append(row | story(model, correct))
+                        if model == "rl":
+                            replies.append(row | story(model, correct))
     summary = {
         "seed": 1,
         "cut": [{"model": "rl", "mode": "thinking", "answered": 300, "of": 500}],
@@ -78,7 +97,8 @@ def write_exam(draft: Draft, ids: dict[str, str], per_level: int = 50) -> None:
         "artifacts": ids,
     }
     (draft.path / "exam.json").write_text(json.dumps(summary))
-    for name, rows in (("items.jsonl", items), ("transcripts.jsonl", transcripts)):
+    files = {"items.jsonl": items, "transcripts.jsonl": transcripts, "all_replies.jsonl": replies}
+    for name, rows in files.items():
         (draft.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     draft.meta["runtime"] = {"device": "cpu", "dtype": "bfloat16", "threads": 2, "torch": "2.13.0"}
 
@@ -184,13 +204,97 @@ def stages(tmp_path_factory) -> dict[str, Artifact]:
     return made
 
 
-def make_report(stages, tmp_path: Path, claim: dict | None) -> tuple[Draft, str]:
+def make_report(stages, tmp_path: Path, claim: dict | None, **keys) -> tuple[Draft, str]:
     out = Draft(tmp_path / "out", {})
     out.path.mkdir(parents=True)
-    runs = [name for name in stages if name != "exam"]
-    config = report.Config(exam="exam", runs=runs, claim=claim, title="A small model learns to reason")
+    runs = [name for name in stages if name not in ("exam", "probed", "reviewed")]
+    config = report.Config(exam="exam", runs=runs, claim=claim, title="A small model learns to reason", **keys)
     report.run(config, stages, Run.for_tests(tmp_path), out)
     return out, (out.path / report.REPORT).read_text()
+
+
+def probe_facts(artifact: str, bits: float = 3.0) -> dict:
+    """What `evaluate.probe` writes, of invented measurements of two models; bits: of the best remembered canary."""
+    draw = random.Random(7)
+    both = (MODEL, BEFORE)
+    canaries = [probe_leak.Canary(f"c{i}", "Code ####.", "", "1234", i % 3, None) for i in range(12)]
+    likelier = {who: [{"scored": 4095, "likelier": draw.randrange(600, 4000)} for _ in canaries] for who in both}
+    likelier[MODEL][1]["likelier"] = round(4096 / 2**bits) - 1
+    hits = {who: {side: [False] * 400 for side in probe_leak.SIDES} for who in both}
+    seen = {
+        who: {side: [{"mean": draw.gauss(-2, 1), "least": draw.gauss(-5, 1)} for _ in range(400)] for side in hits[who]}
+        for who in both
+    }
+    said = {who: [{"id": f"n{i}", "sample": 0, "found": []} for i in range(24)] for who in both}
+    asked = {
+        who: [
+            {"id": s.id, "attribute": s.attribute, "group": s.group, "said": s.choices[i], "right": s.answer,
+             "likeliest": s.choices[i], "logprob": draw.gauss(-1, 0.3)}
+            for s in probe_sets.swaps() for i in [draw.choice([0, 0, 1])]
+        ]
+        for who in both
+    }  # fmt: skip
+    refused = {
+        who: [
+            {"kind": row["kind"], "verdict": draw.choice(["refused", "answered", "empty"]), "finished": True}
+            for row in probe_sets.rows_of("refusal")
+        ]
+        for who in both
+    }
+    names = probe_names.Names(count=2000, set_aside=12)
+    found = {
+        "models": {MODEL: {"name": "rl", "artifact": artifact}, BEFORE: {"name": "base", "artifact": "0" * 16}},
+        "seed": 1, "asked": "chat",
+        "exposure": probe_leak.exposure_summary(canaries, likelier) | {"candidates": 4095, "ceiling": 12.0},
+        "extraction": probe_leak.extraction_summary(hits) | {"prefix": 32, "verbatim": 32, "too_short": 0},
+        "membership": probe_leak.membership_summary(seen),
+        "names": probe_names.names_summary(names, said, MODEL),
+        "bias": probe_bias.bias_summary(asked, 0),
+        "refusal": probe_refusal.refusal_summary(refused, MODEL, BEFORE),
+    }  # fmt: skip
+    held = held_to(found, probe.Limits().model_dump())
+    beyond = [f"{one.key}: {one.value:.3g} where {one.limit:g} is allowed" for one in held if one.is_beyond]
+    return found | {
+        "limits": [asdict(one) for one in held], "unmeasured": [], "refused": beyond, "passed": not beyond,
+    }  # fmt: skip
+
+
+def sealed(folder: Path, kind: str) -> Artifact:
+    """A folder as the store would hand it on, its files with their hashes."""
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in folder.iterdir() if path.is_file()
+    }  # fmt: skip
+    return Artifact(folder.name, folder, {"kind": kind, "parents": [], "meta": {}, "files": files})
+
+
+def with_probe(stages, tmp_path: Path, **facts) -> dict[str, Artifact]:
+    """The stages with a probe of `rl` among them."""
+    folder = tmp_path / "probed"
+    folder.mkdir(parents=True)
+    (folder / probe.PROBE).write_text(json.dumps(probe_facts(stages["rl"].id, **facts)))
+    return {**stages, "probed": sealed(folder, "evaluate.probe")}
+
+
+def with_review(stages, tmp_path: Path, marks: int | None = None) -> dict[str, Artifact]:
+    """The stages with replies of `rl` for experts, of which Anna has marked the first so many."""
+    config = review.Config(exam="exam", model="rl", each=10)
+    out = school.draft(tmp_path / "drawn")
+    review.run(config, stages, Run.for_tests(tmp_path), out)
+    if marks is not None:
+        names = [document.id for document in read_documents(out.path / "held_out")]
+        at = "2026-11-24T09:30:00Z"
+        rows = [
+            {"id": name, "annotator": "Dr. Anna", "kind": "classes", "value": "dangerous" if i == 3 else "right",
+             "seconds": None, "at": at}
+            for i, name in enumerate(names[:marks])
+        ]  # fmt: skip
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "anna.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = school.draft(tmp_path / "marked")
+        config = review.Config(exam="exam", model="rl", each=10, labels=str(tmp_path / "labels"))
+        review.run(config, stages, Run.for_tests(tmp_path), out)
+    return {**stages, "reviewed": sealed(out.path, "evaluate.review")}
 
 
 class Page(HTMLParser):
@@ -290,6 +394,93 @@ def test_costs_carry_how_they_were_got_and_lineage_its_hashes(stages, tmp_path):
     assert config in text
     assert "from cold-start" in text
     assert "61% of bf16" in text
+
+
+def test_ablations_are_on_the_page_in_the_facts_and_on_stdout(stages, tmp_path, capsys):
+    pairs = [
+        {"what": "reinforcement", "model": "rl", "without": "cold-start"},
+        {"what": EVIL[:60], "model": "rl-int8", "without": "rl"},
+    ]
+    out, source = make_report(stages, tmp_path, None, ablations=pairs)
+    page, printed = Page(source), capsys.readouterr().out
+    facts = json.loads((out.path / report.REPORT_JSON).read_text())["ablations"]
+    assert [one["outcome"] for one in facts] == ["a gain", "no gain"]
+    assert [effect["task"] for effect in facts[0]["effects"]] == ["boxes", "arithmetic", "mean over tasks"]
+    for one in facts:
+        assert one["sentence"] in page.text
+        assert one["sentence"] in printed
+    assert facts[0]["sentence"].startswith("reinforcement: +")
+    assert out.meta["ablations"][0]["sentence"] == facts[0]["sentence"]
+    assert "What each part brought" in page.text
+    assert "<script>alert" not in source
+    with pytest.raises(RecipeError, match="'traces' did not sit the exam 'exam'; models there: base, control"):
+        make_report(stages, tmp_path / "wrong", None, ablations=[pairs[0] | {"without": "traces"}])
+
+
+def test_a_probe_is_shown_with_its_controls_limits_and_what_holds(stages, tmp_path, capsys):
+    out, source = make_report(with_probe(stages, tmp_path), tmp_path, None, probe="probed")
+    page = Page(source)
+    facts = json.loads((out.path / report.REPORT_JSON).read_text())["probe"]
+    assert facts["passed"] is True
+    assert facts["models"]["model"]["name"] == "rl"
+    shown = tables(facts)
+    assert len(shown) == 8
+    for table in shown:
+        assert table.title in page.text
+        assert all(cell in page.text for row in table.rows for cell in row)
+    assert "PASSED: nothing that was measured lies beyond a limit." in page.text
+    assert source.count('class="yes">within') == 4
+    assert "did not sit this exam" not in page.text
+    assert page.links == []
+    assert re.findall(r"https?://", source) == []
+    assert "probe of rl: PASSED" in capsys.readouterr().out
+
+
+def test_a_probe_beyond_a_limit_is_never_hidden(stages, tmp_path, capsys):
+    stages = with_probe(stages, tmp_path, bits=11.0)
+    _, source = make_report(stages, tmp_path, None, probe="probed")
+    text = Page(source).text
+    assert "REFUSED: exposure: 11 where 10 is allowed." in text
+    assert 'class="no">BEYOND' in source
+    assert "REFUSED" in capsys.readouterr().out
+
+
+def test_a_probe_of_a_model_that_did_not_sit_the_exam_is_marked_so(stages, tmp_path):
+    stages = with_probe(stages, tmp_path)
+    path = stages["probed"].path / probe.PROBE
+    facts = json.loads(path.read_text())
+    facts["models"]["model"]["artifact"] = "1" * 16
+    path.write_text(json.dumps(facts))
+    _, source = make_report(stages, tmp_path, None, probe="probed")
+    assert "rl, a model that did not sit this exam" in Page(source).text
+
+
+def test_what_experts_say_is_shown_and_so_is_that_nobody_has_said_anything(stages, tmp_path, capsys):
+    out, source = make_report(with_review(stages, tmp_path / "some", 20), tmp_path / "some", None, review="reviewed")
+    page = Page(source)
+    facts = json.loads((out.path / report.REPORT_JSON).read_text())["review"]
+    assert facts["marks"]["marked"] == 20
+    for line in (*review.sentences(facts), "Dr. Anna (20)", facts["marks"]["dangerous"][0]["id"]):
+        assert line in page.text, line
+    assert "experts on rl: boxes: experts call" in capsys.readouterr().out
+    _, source = make_report(with_review(stages, tmp_path / "none"), tmp_path / "none", None, review="reviewed")
+    assert "20 replies of rl are drawn, and no expert has marked one" in Page(source).text
+
+
+def test_a_page_without_them_has_none_of_these(stages, tmp_path):
+    out, source = make_report(stages, tmp_path, CLAIM)
+    text = Page(source).text
+    for title in ("What each part brought", "What experts say", "What it leaks"):
+        assert title not in text
+    facts = json.loads((out.path / report.REPORT_JSON).read_text())
+    assert (facts["ablations"], facts["probe"], facts["review"]) == ([], None, None)
+
+
+def test_a_stage_of_another_kind_is_no_probe(stages, tmp_path):
+    with pytest.raises(ArtifactError, match=r"has no file 'probe\.json'"):
+        make_report(stages, tmp_path, None, probe="control")
+    with pytest.raises(ArtifactError, match=r"has no file 'review\.json'"):
+        make_report(stages, tmp_path / "again", None, review="control")
 
 
 def exam_of(counts: dict[str, dict[str, tuple[int, int]]], taught=()) -> tuple[dict, list[dict]]:

@@ -8,6 +8,7 @@ before the next unit starts, so that a stopped exam goes on with the unit it was
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from schoolhouse.tasks.load import TaskSpec, complaints, is_open, load_tasks, na
 from schoolhouse.tasks.load import fingerprint as fingerprint_of
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
+from schoolhouse.text.records import write_rows
 
 EXAM, ITEMS, TRANSCRIPTS = "exam.json", "items.jsonl", "transcripts.jsonl"
+ALL_REPLIES = "all_replies.jsonl"
 SLOTS = 256  # replies at once: an eighth faster here than 128 (docs/lab-log.md, 2026-11-23)
 WAVE = 64  # questions that are handed over together, and begun even if there is no time for them
 _SAY_EVERY_S = 3.0
@@ -46,8 +49,8 @@ class Config(StageConfig):
     `items` questions a task are spread over its levels; `levels` gives weights where they should not weigh the same,
     like `{ boxes = { "4-3" = 3, "5-4" = 3, "2-1" = 1 } }`, and leaves out levels that it does not name. The first model
     is where the others came from and gets `items_base`; replies without thinking get `items_direct`. `transcripts`
-    replies a level are kept in full. The models of `int8_cache` are asked the same once more, with a cache of int8
-    codes, as "NAME (int8 cache)".
+    replies a level are kept in full for the report, and with `all_replies` every one for experts. The models of
+    `int8_cache` are asked the same once more, with a cache of int8 codes, as "NAME (int8 cache)".
     """
 
     models: list[Ref] = Field(min_length=1)
@@ -61,6 +64,7 @@ class Config(StageConfig):
     max_new_tokens: int = Field(default=128, ge=1)
     max_new_tokens_direct: int = Field(default=32, ge=1)
     transcripts: int = Field(default=3, ge=0)
+    all_replies: bool = True  # every reply is kept with its question, for evaluate.review; false: only the transcripts
 
 
 def check(config: Config) -> None:
@@ -97,7 +101,8 @@ def fingerprint(config: Config) -> str:
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
-    """Examine every model; write exam.json (counts a level), items.jsonl (every verdict) and transcripts.jsonl.
+    """Examine every model; write exam.json (counts a level), items.jsonl (every verdict), transcripts.jsonl (some of
+    the replies) and all_replies.jsonl.
 
     Raises Stopped after Ctrl-C; finished units are not asked again.
     """
@@ -126,6 +131,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
     rows = [row for by_mode in results.values() for rows in by_mode.values() for row in rows]
     _write_lines(out.path / ITEMS, ({k: v for k, v in row.items() if k not in _TEXTS} for row in rows))
     _write_lines(out.path / TRANSCRIPTS, (row for row in rows if "reply" in row))
+    if config.all_replies:
+        _join(out.path / ALL_REPLIES, [unit.replies_in(run.scratch) for unit in units])
     summary = summarize(config, tasks, results, run.seed)
     summary |= {"artifacts": {name: inputs[source].id for name, source in sources.items()}, "int8_cache": coded}
     summary["cut"] = [cut for unit in units if (cut := _cut(unit, results[unit.candidate.name][unit.mode]))]
@@ -245,6 +252,10 @@ class _Unit:
         """Tokens that it may take at most, and what reading costs: by it the time of the exam is divided."""
         return len(self.examples) * (self.most_tokens + _READING)
 
+    def replies_in(self, scratch: Path) -> Path:
+        """Where its replies lie until the exam is over: not in memory, for those of large models are long."""
+        return scratch / f"{self.candidate.name}.{self.mode}.replies.jsonl"
+
 
 def _cut(unit: _Unit, rows: Sequence[object]) -> dict[str, Any] | None:
     """How many of a unit's questions were answered, where not all were."""
@@ -280,18 +291,26 @@ def _verdicts(
     if len(completions) < len(unit.examples):
         run.log.warn(f"{candidate.name}, {mode}: time for {len(completions)} of {len(unit.examples)} questions only")
     chat = candidate.load()[1]
-    kept: dict[tuple[str, str], int] = {}
-    rows = []
-    for example, completion in completions:
-        row = _judged(tasks[example.task], example, completion, chat, mode) | {"model": candidate.name}
-        place = (example.task, example.level)
-        kept[place] = kept.get(place, 0) + 1
-        rows.append(row if kept[place] <= config.transcripts else {k: v for k, v in row.items() if k not in _TEXTS})
+    judged = [_judged(tasks[e.task], e, reply, chat, mode) | {"model": candidate.name} for e, reply in completions]
+    if config.all_replies:
+        write_rows(unit.replies_in(run.scratch), judged)
+    rows = _shortened(judged, config.transcripts)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(rows), encoding="utf-8")
     part.replace(path)
     right = sum(row["correct"] for row in rows)
     run.log.info(f"{candidate.name}, {mode}: {right} of {len(rows)} right ({right / max(1, len(rows)):.0%})")
+    return rows
+
+
+def _shortened(judged: Iterable[dict[str, Any]], transcripts: int) -> list[dict[str, Any]]:
+    """The verdicts, of which only the first of each level keep their texts."""
+    kept: dict[tuple[str, str], int] = {}
+    rows = []
+    for row in judged:
+        place = (row["task"], row["level"])
+        kept[place] = kept.get(place, 0) + 1
+        rows.append(row if kept[place] <= transcripts else {k: v for k, v in row.items() if k not in _TEXTS})
     return rows
 
 
@@ -391,6 +410,13 @@ def _count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "finished": sum(row["finish_reason"] == "stop" for row in rows),
         "mean_tokens": sum(row["tokens"] for row in rows) / n if n else 0.0,
     }
+
+
+def _join(path: Path, parts: Sequence[Path]) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

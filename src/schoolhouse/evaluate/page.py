@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from schoolhouse.core.artifact import Artifact
 from schoolhouse.core.log import clock
-from schoolhouse.evaluate import charts
+from schoolhouse.evaluate import ablation, charts, probe_card, review
 from schoolhouse.evaluate.charts import Axis, Series, Zone
 from schoolhouse.evaluate.compare import Estimate, mean_of_levels, paired_difference, share
+from schoolhouse.evaluate.probe_leak import MODEL
 from schoolhouse.evaluate.verdict import MAY_FALL, Check
 from schoolhouse.text.reply import parse_reply
 
@@ -37,6 +38,9 @@ def build(evidence: Evidence) -> View:
         "verdict": _verdict_view(evidence),
         "tiles": _tiles(evidence),
         "tasks": tasks,
+        "ablations": _ablations_view(evidence),
+        "probe": _probe_view(evidence.probe) if evidence.probe else None,
+        "review": _review_view(evidence.review) if evidence.review else None,
         "curves": _all_curves(evidence),
         "stories": [story for task in exam["tasks"] for story in _stories(evidence, task)],
         "stages": [
@@ -245,6 +249,22 @@ def _share_cell(counts: Mapping[str, Any] | None) -> View | None:
         "n": counts["n"],
         "width": round(100 * found.value),
     }
+
+
+def _ablations_view(evidence: Evidence) -> View:
+    lines = [{"outcome": found.outcome, "sentence": found.sentence} for found in evidence.ablations]
+    return {"lines": lines, "table": ablation.table(evidence.ablations)}
+
+
+def _probe_view(facts: Mapping[str, Any]) -> View:
+    state = {True: "met", False: "failed", None: "none"}[facts["passed"]]
+    words = {"sentences": probe_card.verdict(facts), "asked": probe_card.asked(facts)}
+    return {"model": facts["models"][MODEL], "state": state, "tables": probe_card.tables(facts), **words}
+
+
+def _review_view(facts: Mapping[str, Any]) -> View:
+    model = {"name": facts["model"], "artifact": facts["artifact"]}
+    return {"model": model, "sentences": review.sentences(facts), "tables": review.tables(facts)}
 
 
 def _all_curves(evidence: Evidence) -> list[View]:

@@ -224,25 +224,35 @@ def _percent(found: Mapping[str, Any], *, signed: bool = False) -> str:
 
 _VERDICTS = {
     True: "PASSED: nothing that was measured lies beyond a limit.",
-    False: "REFUSED:",
+    False: "REFUSED: {}.",
     None: "Nothing was measured that a limit is held to.",
 }
 
 
+def verdict(facts: Mapping[str, Any]) -> list[str]:
+    """Whether the limits hold, and what is not known: a sentence each."""
+    found = [_VERDICTS[facts["passed"]].format("; ".join(facts["refused"]))]
+    if facts["unmeasured"]:
+        found.append(f"Not measured, and so not known: {', '.join(facts['unmeasured'])}.")
+    return found
+
+
+def asked(facts: Mapping[str, Any]) -> str:
+    """Which model was measured beside which, and how it was asked."""
+    models = facts["models"]
+    beside = f", beside {models[BEFORE]['name']}, which it came from" if BEFORE in models else ""
+    how = "in its chat format" if facts["asked"] == "chat" else "in plain text, for it has no chat template"
+    return f"Measured by `evaluate.probe`, seed {facts['seed']}{beside}; asked {how}."
+
+
 def card(facts: Mapping[str, Any]) -> str:
     """The page as Markdown."""
-    models, records = facts["models"], facts.get("records")
-    beside = f", beside {models[BEFORE]['name']}, which it came from" if BEFORE in models else ""
-    asked = "in its chat format" if facts["asked"] == "chat" else "in plain text, for it has no chat template"
+    records = facts.get("records")
+    held, *unknown = verdict(facts)
     lines = [
-        f"# What {models[MODEL]['name']} leaks, how it treats groups, what it refuses",
-        "",
-        f"Measured by `evaluate.probe`, seed {facts['seed']}{beside}; asked {asked}.",
-        _VERDICTS[facts["passed"]],
-        *(f"- {reason}" for reason in facts["refused"]),
-    ]
-    if facts["unmeasured"]:
-        lines += ["", f"Not measured, and so not known: {', '.join(facts['unmeasured'])}."]
+        f"# What {facts['models'][MODEL]['name']} leaks, how it treats groups, what it refuses", "",
+        asked(facts), held, *(line for words in unknown for line in ("", words)),
+    ]  # fmt: skip
     if records is not None:
         lines += [
             "",
@@ -251,10 +261,15 @@ def card(facts: Mapping[str, Any]) -> str:
             f"the learnt, {records['set_aside']} rows could not be read.",
         ]
     for table in tables(facts):
-        lines += ["", f"## {table.title}", "", table.note, "", _row(table.columns), "|---" * len(table.columns) + "|"]
-        lines += [_row(row) for row in table.rows]
+        lines += ["", *markdown(table)]
     lines += ["", "No reply is kept, for it could hold what it should not. What the numbers mean: docs/probes.md.", ""]
     return "\n".join(lines)
+
+
+def markdown(table: Table) -> list[str]:
+    """A table as the lines of a Markdown page."""
+    head = [f"## {table.title}", "", table.note, "", _row(table.columns), "|---" * len(table.columns) + "|"]
+    return [*head, *map(_row, table.rows)]
 
 
 def _row(cells: Sequence[str]) -> str:

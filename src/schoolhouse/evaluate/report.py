@@ -7,7 +7,7 @@ the recipe's claim holds; a failure is never hidden.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,9 +23,12 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import ArtifactError
 from schoolhouse.core.run import Run
-from schoolhouse.evaluate import page
+from schoolhouse.evaluate import ablation, page, probe_card, review
+from schoolhouse.evaluate.ablation import Ablation
 from schoolhouse.evaluate.compare import mean_of_levels, share
 from schoolhouse.evaluate.exam import EXAM, ITEMS, TRANSCRIPTS
+from schoolhouse.evaluate.probe import PROBE
+from schoolhouse.evaluate.probe_leak import MODEL
 from schoolhouse.evaluate.verdict import Claim, Verdict, judge
 
 CLOSES = True  # the pipeline makes the report even when the recipe's time is spent
@@ -34,11 +37,16 @@ _TEMPLATE = "report.html.j2"
 
 
 class Config(StageConfig):
-    """The exam to report on, the stages that led to it (`runs`: curves, costs and hashes), and what is claimed."""
+    """The exam to report on, the stages that led to it (`runs`: curves, costs and hashes), what is claimed, and what
+    else was found out about the model.
+    """
 
     exam: Ref
     runs: list[Ref] = Field(default=[])
     claim: Claim | None = None
+    ablations: list[Ablation] = Field(default=[])  # models beside others that were taught without one part, see below
+    probe: Ref | None = None  # a stage evaluate.probe: what a model leaks, how it treats groups, what it refuses
+    review: Ref | None = None  # a stage evaluate.review: what experts say of a model's replies
     title: str = Field(default="What the model learned", min_length=1, max_length=120)
 
 
@@ -53,6 +61,9 @@ class Evidence:
     stages: Mapping[str, Artifact]
     claim: Claim | None
     verdict: Verdict | None
+    ablations: Sequence[ablation.Found] = ()
+    probe: Mapping[str, Any] | None = None
+    review: Mapping[str, Any] | None = None
 
     @property
     def subject(self) -> str:
@@ -61,8 +72,16 @@ class Evidence:
         return self.claim.better if self.claim and self.claim.better in names else names[-1]
 
 
+def check(config: Config) -> None:
+    """Raise RecipeError before anything starts for ablations that compare nothing."""
+    ablation.check(config.ablations)
+
+
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
-    """Write report.html and report.json, and print the table and the verdict."""
+    """Write report.html and report.json, and print the table, the verdict and what else was found.
+
+    Raises RecipeError for an ablation's model that did not sit the exam, ArtifactError for a stage of another kind.
+    """
     evidence = gather(config, inputs)
     accuracy = accuracy_rows(evidence.exam)
     verdict = evidence.verdict
@@ -70,25 +89,51 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         "title": config.title,
         "verdict": verdict.to_json() if verdict else None,
         "accuracy": accuracy,
+        "ablations": [found.to_json() for found in evidence.ablations],
+        "probe": evidence.probe,
+        "review": evidence.review,
         "stages": {name: _stage_facts(artifact) for name, artifact in evidence.stages.items()},
         "exam": {key: value for key, value in evidence.exam.items() if key != "models"},
     }
     (out.path / REPORT_JSON).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (out.path / REPORT).write_text(render(evidence), encoding="utf-8")
     out.meta |= {"claim_met": verdict.met if verdict else None, "sentence": verdict.sentence if verdict else None}
+    out.meta |= {"ablations": facts["ablations"]}
     run.log.result(accuracy_table(evidence.exam))
     if verdict:
         run.log.result(verdict_table(verdict))
         run.log.result(("CLAIM MET: " if verdict.met else "CLAIM FAILED: ") + verdict.sentence)
+    for line in _said(evidence):
+        run.log.result(line)
+
+
+def _said(evidence: Evidence) -> Iterator[str]:
+    """What stands on the page beside the exam, a line each."""
+    yield from (found.sentence for found in evidence.ablations)
+    if evidence.probe is not None:
+        yield f"probe of {evidence.probe['models'][MODEL]['name']}: {' '.join(probe_card.verdict(evidence.probe))}"
+    if evidence.review is not None:
+        yield from (f"experts on {evidence.review['model']}: {line}" for line in review.sentences(evidence.review))
 
 
 def gather(config: Config, inputs: Mapping[str, Artifact]) -> Evidence:
-    """Read what the exam wrote and judge the claim. Raises ArtifactError for an artifact that is no exam."""
+    """Read what the exam, the probe and the review wrote, judge the claim and weigh the ablations.
+
+    Raises ArtifactError for an artifact that is none of these, RecipeError for a model that did not sit the exam.
+    """
     source = inputs[config.exam]
     exam = json.loads(source.file(EXAM).read_text(encoding="utf-8"))
+    ablation.check_names(config.ablations, exam, config.exam)
+    others = {
+        name: json.loads(inputs[stage].file(name).read_text(encoding="utf-8"))
+        for stage, name in ((config.probe, PROBE), (config.review, review.REVIEW)) if stage is not None
+    }  # fmt: skip
     items = read_lines(source.file(ITEMS))
-    verdict = judge(config.claim, exam, items) if config.claim else None
-    return Evidence(config.title, exam, items, read_lines(source.file(TRANSCRIPTS)), inputs, config.claim, verdict)
+    return Evidence(
+        config.title, exam, items, read_lines(source.file(TRANSCRIPTS)), inputs, config.claim,
+        judge(config.claim, exam, items) if config.claim else None,
+        [ablation.weigh(one, items) for one in config.ablations], others.get(PROBE), others.get(review.REVIEW),
+    )  # fmt: skip
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

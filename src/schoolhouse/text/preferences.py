@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.core.errors import DataError
-from schoolhouse.text.records import Conversation, Message, ReadJsonl, Rows, write_rows
+from schoolhouse.text.records import Conversation, Message, ReadJsonl, Rows
 
 RATINGS = "ratings.jsonl"  # the file of a stage that makes ratings
 HELD_OUT_SHARE = 0.2
@@ -47,8 +47,10 @@ def read_ratings(path: Path) -> Rows[Rating]:
 
 
 def write_ratings(path: Path, ratings: Iterable[Rating]) -> int:
-    """Write ratings one a line; return how many."""
-    return write_rows(path, (rating.to_row() for rating in ratings))
+    """Write ratings one a line, and as a table beside the file; return how many."""
+    from schoolhouse.text.tables import RATED, write_twice  # pyarrow is slow to load, and few write
+
+    return write_twice(path, (rating.to_row() for rating in ratings), RATED, packed="meta")
 
 
 def is_held_out(asked: Conversation) -> bool:

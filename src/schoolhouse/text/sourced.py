@@ -7,26 +7,24 @@ documents (`documents.read_texts`), for both keep their text under "text".
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from schoolhouse.core.errors import DataError
 from schoolhouse.text.documents import DOCUMENTS
-from schoolhouse.text.records import ReadJsonl, append_row
+from schoolhouse.text.records import ReadJsonl
+from schoolhouse.text.tables import TEXT, table_of, write_twice
 
-TABLE = "documents.parquet"
+TABLE = table_of(Path(DOCUMENTS)).name
 HELD_OUT = "held_out"  # the folder in an artifact's with documents that nothing may learn from
-_TOGETHER = 1000  # rows of a row group: what is held in memory
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "text", "kind", "person", "language", "facts")]
-    + [("source", pa.struct([(name, pa.string()) for name in ("file", "place", "sha256")]))]
-    + [("history", pa.list_(pa.string()))]
+    [(name, TEXT) for name in ("id", "text", "kind", "person", "language", "facts")]
+    + [("source", pa.struct([(name, TEXT) for name in ("file", "place", "sha256")]))]
+    + [("history", pa.list_(TEXT))]
 )
 
 Fact = str | int | float | bool | None
@@ -87,20 +85,7 @@ def document_id(origin: Origin) -> str:
 
 def write_documents(folder: Path, documents: Iterable[Document]) -> int:
     """Write documents.jsonl and documents.parquet into a folder, as a stream; return how many."""
-    count = 0
-    with (folder / DOCUMENTS).open("w", encoding="utf-8") as file, pq.ParquetWriter(folder / TABLE, _SCHEMA) as table:
-        held: list[dict[str, Any]] = []
-        for document in documents:
-            row = document.to_row()
-            append_row(file, row)
-            held.append(row | {"facts": json.dumps(row["facts"], ensure_ascii=False)})
-            count += 1
-            if len(held) == _TOGETHER:
-                table.write_table(pa.Table.from_pylist(held, _SCHEMA))
-                held = []
-        if held or not count:
-            table.write_table(pa.Table.from_pylist(held, _SCHEMA))
-    return count
+    return write_twice(folder / DOCUMENTS, (document.to_row() for document in documents), _SCHEMA, packed="facts")
 
 
 def read_documents(folder: Path) -> Iterator[Document]:
