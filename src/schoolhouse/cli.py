@@ -134,6 +134,40 @@ def mask(
 
 
 @app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A stage of a recipe that was run, an artifact's id, or a folder.")],
+    text: Annotated[
+        str | None, typer.Argument(help="What the model said; - reads it from standard input; none: its data alone.")
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="How many rows to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every file and its hash.")] = False,
+    home: Home = _HOME,
+) -> None:
+    """Say where an answer may come from.
+
+    All data that a model learnt from, with hashes, and the rows that share words with the text.
+    """
+    import json
+
+    from schoolhouse.core.artifact import Store
+    from schoolhouse.core.log import Log
+    from schoolhouse.evaluate import trace as tracing
+    from schoolhouse.evaluate.trace_facts import facts
+    from schoolhouse.evaluate.trace_told import tell
+
+    if text == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    root, log = _traced(home, model), Log()
+    store = Store(root.path.parent)
+    with log.heartbeat(lambda: "what it learnt"):
+        found = facts(tracing.trace(root, store, store.root.parent / "ledger.sqlite", text, most))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        tell(found, log)
+
+
+@app.command()
 def ls(home: Home = _HOME) -> None:
     """List everything that was made."""
     from rich.box import SIMPLE_HEAD
@@ -228,6 +262,39 @@ def export(
 
 
 @app.command()
+def restore(
+    artifact: Annotated[str, typer.Argument(help="A stage prepare.redact that has a key_env, or its artifact's id.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    key_env: Annotated[str, typer.Option(help="The environment variable that holds the key.")],
+    home: Home = _HOME,
+) -> None:
+    """Write redacted documents as they were, with the key.
+
+    What is written names people again: keep it where their records are kept.
+    """
+    import os
+
+    from schoolhouse.prepare.redaction.reversal import reverse
+    from schoolhouse.text.documents import DOCUMENTS
+    from schoolhouse.text.sourced import HELD_OUT, write_documents
+
+    found = find_artifact(home, artifact)
+    if folder.exists():
+        raise ArtifactError(f"{folder} exists already; nothing was written. Name a folder that does not exist yet.")
+    key = os.environ.get(key_env, "")
+    parts = [part for part in (Path(), Path(HELD_OUT)) if (found.path / part / DOCUMENTS).is_file()]
+    if not parts:
+        raise ArtifactError(f"{found.id} ({found.kind}) holds no documents; name a stage prepare.redact.")
+    for part in parts:
+        for _ in reverse(found.path / part, key):
+            pass  # all open, or none is written
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        count = write_documents(folder / part, reverse(found.path / part, key))
+        typer.echo(f"{count:,} documents are as they were, in {folder / part / DOCUMENTS}")
+
+
+@app.command()
 def doctor(
     artifact: Annotated[str, typer.Argument(help="A stage that trained with train.grpo, or its artifact's id.")],
     home: Home = _HOME,
@@ -289,6 +356,30 @@ def _model_folder(home: Path, name: str | None) -> Path:
 
     recipe = Recipe(name="base", stages=(StageEntry(name="base", run="get", settings={"source": _BASE}),))
     return run_plan(plan_recipe(RecipeSource(recipe, Path("base.toml"), recipe.dump(), {})), home)["base"].path
+
+
+def _traced(home: Path, name: str) -> "Artifact":
+    """Find a model's artifact by name; of a folder or file outside of the store the one that has the same weights."""
+    from schoolhouse.core.artifact import Store
+    from schoolhouse.evaluate.trace_lineage import by_weights, is_model
+
+    path = Path(name)
+    if (path / "manifest.json").is_file():
+        found = Store(path.resolve().parent).get(path.resolve().name)
+    elif (path / "config.json").is_file() or path.is_file():
+        found = by_weights(path, Store(home / "store"))
+        if found is None:
+            raise ArtifactError(
+                f"no artifact below {home} holds the weights of {path}: what it learnt is not known here. "
+                "Name the --home where it was made."
+            )
+    else:
+        found = find_artifact(home, name)
+    assert found is not None, "a folder with a manifest is an artifact, or its store raises"
+    if not is_model(found):
+        held = ", ".join(list(found.manifest["files"])[:5]) or "nothing"
+        raise ArtifactError(f"{found.id} ({found.kind}) is no model; it holds {held}. Name a stage that made a model.")
+    return found
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def run_command(*words, **more):
 def test_help_lists_every_verb_and_cuts_no_sentence():
     done = run_command("--help")
     assert done.returncode == 0
-    for verb in ("run", "prepare", "chat", "mask", "ls", "ledger", "verify", "export", "restore", "doctor"):
+    for verb in ("run", "prepare", "chat", "mask", "ls", "ledger", "verify", "export", "restore", "trace", "doctor"):
         assert re.search(rf"^\W*{verb}\s.*\.$", done.stdout, re.MULTILINE), verb
     assert "..." not in done.stdout.split("Commands:")[1]
 

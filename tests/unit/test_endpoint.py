@@ -122,7 +122,7 @@ def test_what_it_says_is_judged_and_becomes_conversations(provider, sums, tmp_pa
     assert len(said) == len({row["question"] for row in rows})
     assert all("<think>easy</think>" in row.messages[-1].content for row in said)
     inherit({"r": taken}, kept, "train.sample", "kept")
-    assert kept.meta["terms"] == [TERMS]
+    assert kept.meta["endpoint_terms"] == [TERMS]
     assert TERMS in (kept.path / "README.md").read_text()
 
 

@@ -415,6 +415,20 @@ def test_known_values_are_replaced_wherever_they_stand_in_the_persons_texts(tmp_
         redacted(tmp_path, documents, name="typo", identifiers=["wart"])
 
 
+def test_facts_that_name_nobody_stay_though_somebody_is_called_so(tmp_path):
+    facts = {"name": "Ann Quellbach", "ward": "quellbach", "condition": "Quellbach spots"}
+    documents = [document("Mrs. Quellbach came.", "p", 1, facts=facts)]
+    _, (changed,) = redacted(tmp_path, documents, identifiers=["name"])
+    assert changed.facts["condition"] != facts["condition"]
+    _, (kept,) = redacted(tmp_path, documents, name="kept", identifiers=["name"], keep=["ward", "condition"])
+    assert {**kept.facts, "name": None} == {**facts, "name": None}
+    assert "Quellbach" not in kept.text + str(kept.facts["name"])
+    with pytest.raises(DataError, match=r"keep: no document has the fact 'condtion'; did you mean 'condition'"):
+        redacted(tmp_path, documents, name="typo", keep=["condtion"])
+    with pytest.raises(RecipeError, match=r"'name' stands in identifiers and in keep"):
+        redacted(tmp_path, documents, name="both", identifiers=["name"], keep=["name"])
+
+
 def test_redacting_twice_changes_nothing(tmp_path):
     documents = [
         document(NOTE, "p", 1, facts={"name": "Marisela"}),

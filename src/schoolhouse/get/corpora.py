@@ -20,11 +20,15 @@ CHAPTER = 1000  # verse 1002003 is the third of the second chapter of the first 
 
 @dataclass(frozen=True)
 class Document:
-    """A text; documents with one key (a chapter and its other translation) are learnt or held out together."""
+    """A text; documents with one key (a chapter and its other translation) are learnt or held out together.
+
+    place: where in its source it stands, None where that is all of it.
+    """
 
     text: str
     source: str
     key: str
+    place: str | None = None
 
 
 Reader = Callable[[Path, str], Iterator[Document]]

@@ -11,7 +11,7 @@ from schoolhouse import __version__
 from schoolhouse.core.artifact import Artifact, Draft
 
 CARD = "README.md"
-ENDPOINT_TERMS = "terms"
+ENDPOINT_TERMS = "endpoint_terms"
 SAID = {
     ENDPOINT_TERMS: "## Terms of endpoints\n\nIt learnt from replies given under these terms, as recipes say:",
     "privacy": "## Differential privacy\n\nWhat the weights can tell of what a stage learnt from is bounded so:",

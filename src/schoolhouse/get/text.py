@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from schoolhouse.get.corpora import KNOWN_TEXTS, Document, KnownText
 from schoolhouse.get.fetch import fetch_wheel, unpack
 from schoolhouse.get.licences import decide, recognise
 from schoolhouse.text.documents import DOCUMENTS, VALIDATION, read_texts
-from schoolhouse.text.records import append_row
+from schoolhouse.text.records import SOURCES, append_row, write_rows
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
@@ -72,14 +73,16 @@ def fingerprint(config: Config) -> str:
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
-    """Write documents.jsonl, validation.jsonl and the data card."""
+    """Write documents.jsonl, validation.jsonl, sources.jsonl and the data card."""
     check(config)
     if config.source in KNOWN_TEXTS:
         found, origin = _known(config.source, run), [_line(known) for known in KNOWN_TEXTS[config.source]]
+        files = [(known.package, known.wheel_sha256) for known in KNOWN_TEXTS[config.source]]
         licence = " AND ".join(sorted({known.licence for known in KNOWN_TEXTS[config.source]}))
     else:
         path = Path(config.source).expanduser()
-        found, origin = _own(path), [f"`{name}`: SHA-256 `{sha256(file)}`" for name, file in _files(path)]
+        files = [(name, sha256(file)) for name, file in _files(path)]
+        found, origin = _own(path), [f"`{name}`: SHA-256 `{digest}`" for name, digest in files]
         licence = _stated(config)
     counts = _split(found, config.held_out, out.path)
     if not counts["documents"] or not counts["held_out"]:
@@ -87,6 +90,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
             f"{config.source}: {counts['documents']:,} documents to learn from and {counts['held_out']:,} held out; "
             "both are needed. Give more documents, or another held_out."
         )
+    write_rows(out.path / SOURCES, ({"file": name, "sha256": digest} for name, digest in files))
     out.meta.update(counts, licence=licence)
     (out.path / "README.md").write_text(_card(config, counts, licence, origin), encoding="utf-8")
     run.log.info(
@@ -101,7 +105,8 @@ def _known(name: str, run: Run) -> Iterator[Document]:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         unpack(fetch_wheel(known, run), work)
-        yield from known.read(work / known.member, known.package)
+        for document in known.read(work / known.member, known.package):
+            yield replace(document, place=document.key)
         shutil.rmtree(work)
 
 
@@ -119,9 +124,10 @@ def _own(path: Path) -> Iterator[Document]:
     if not files:
         raise DataError(f"{path}: there is no {', '.join((*_PLAIN, _ROWS))} file in it.")
     for name, file in files:
-        for text in read_texts(file) if file.suffix == _ROWS else [_whole(file)]:
+        is_rows = file.suffix == _ROWS
+        for number, text in enumerate(read_texts(file) if is_rows else [_whole(file)], 1):
             if text.strip():
-                yield Document(text, name, text)
+                yield Document(text, name, text, f"row {number}" if is_rows else None)
 
 
 def _whole(file: Path) -> str:
@@ -158,7 +164,8 @@ def _split(found: Iterable[Document], share: float, folder: Path) -> dict[str, i
             held_out = is_held_out(document.key, share)
             counts["held_out" if held_out else "documents"] += 1
             counts["characters"] += len(document.text)
-            append_row(held if held_out else learnt, {"text": document.text, "source": document.source})
+            place = {} if document.place is None else {"place": document.place}
+            append_row(held if held_out else learnt, {"text": document.text, "source": document.source, **place})
     return counts
 
 

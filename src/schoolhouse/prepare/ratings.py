@@ -12,7 +12,7 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig
 from schoolhouse.core.errors import DataError
 from schoolhouse.text.preferences import RATINGS, Rating, is_held_out, pairs_of, read_ratings, write_ratings
-from schoolhouse.text.records import CONVERSATIONS, BadRow, write_conversations
+from schoolhouse.text.records import CONVERSATIONS, SOURCES, BadRow, write_conversations, write_rows
 
 if TYPE_CHECKING:
     from schoolhouse.core.run import Run
@@ -54,6 +54,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: "Run", out: Draft) 
         "ratings": len(good), "up": sum(r.liked for r in good), "held_out": len(good) - len(learnt),
         "pairs": len(pairs_of(good)), "rows": len(liked), "set_aside": len(bad),
     }  # fmt: skip
+    sources = [{"file": f.name, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in _files(config)]
+    write_rows(out.path / SOURCES, sources)
     out.meta.update(facts)
     (out.path / "README.md").write_text(_card(facts), encoding="utf-8")
     run.log.info(f"{facts['ratings']} ratings, {facts['up']} of them up; {facts['pairs']} pairs")

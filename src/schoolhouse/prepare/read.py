@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,7 +28,7 @@ from schoolhouse.prepare.read_ahead import Part, read_ahead, read_here
 from schoolhouse.prepare.read_card import SET_ASIDE, Tally, card
 from schoolhouse.prepare.read_files import Listing, list_files, matches, sha256, sources_of
 from schoolhouse.prepare.read_items import WHOLE, Note, SetAside, Source, Table, known_encoding
-from schoolhouse.text.records import append_row
+from schoolhouse.text.records import SOURCES, append_row
 from schoolhouse.text.sourced import Document, Origin, document_id, write_documents
 
 if TYPE_CHECKING:
@@ -97,11 +97,14 @@ def documents(config: Config, root: Path, tally: Tally | None = None) -> Iterato
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
-    """Write documents.jsonl, documents.parquet, set_aside.jsonl and the data card."""
+    """Write documents.jsonl, documents.parquet, sources.jsonl, set_aside.jsonl and the data card."""
     root = inputs[config.data].path / RAW if config.data is not None else Path(config.source or "").expanduser()
     listing, sources = _sources(config, root)
     workers = min(run.machine.threads or usable_cores(), len(sources))
-    with (out.path / SET_ASIDE).open("w", encoding="utf-8") as file:
+    with (
+        (out.path / SET_ASIDE).open("w", encoding="utf-8") as file,
+        (out.path / SOURCES).open("w", encoding="utf-8") as listed,
+    ):
         tally = Tally(lambda row: append_row(file, row))
         for suffix, count in sorted(listing.unread.items()):
             tally.notes[f"files that were not read, {suffix}"] = count
@@ -110,7 +113,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
         beat = _Beat(run, tally, len(sources))
         ahead = read_ahead(sources, workers, lambda: run.meter.phase("wait"), beat.look)
         with run.meter.phase("read"), contextlib.closing(ahead) as parts:  # its processes end with it
-            write_documents(out.path, itertools.islice(_documents(beat.beside(parts), tally), config.most))
+            found = _documents(_listed(beat.beside(parts), listed), tally)
+            write_documents(out.path, itertools.islice(found, config.most))
     if not tally.documents:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in tally.reasons.most_common(3))
         raise DataError(f"nothing could be read of {len(sources):,} files: {reasons}.")
@@ -167,6 +171,16 @@ def _check_table(pattern: str, table: Table, sources: list[Source], listing: Lis
             near = difflib.get_close_matches(missing[0], columns or (), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {len(columns or ())} others"
             raise RecipeError(f"tables: {pattern!r}: a file that fits it has no column {missing[0]!r}{hint}")
+
+
+def _listed(parts: Iterable[Part], file: TextIO) -> Iterator[Part]:
+    """The parts; each file is written down with its hash when its first part comes."""
+    at = None
+    for part in parts:
+        if part.source is not at:
+            at = part.source
+            append_row(file, {"file": at.name, "sha256": part.sha256})
+        yield part
 
 
 def _documents(parts: Iterable[Part], tally: Tally) -> Iterator[Document]:

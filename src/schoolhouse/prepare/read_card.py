@@ -10,6 +10,7 @@ from typing import Any
 from schoolhouse.prepare.formats import FORMATS
 from schoolhouse.prepare.read_items import SetAside, Source
 from schoolhouse.text.documents import DOCUMENTS
+from schoolhouse.text.records import SOURCES
 from schoolhouse.text.sourced import TABLE, Document
 
 SET_ASIDE = "set_aside.jsonl"
@@ -74,8 +75,8 @@ def card(facts: Mapping[str, Any], most: int | None) -> str:
         "# Documents of your files",
         "",
         f"{facts['documents']:,} documents, {facts['characters']:,} characters, in `{DOCUMENTS}` and the same in",
-        f"`{TABLE}`. Each names its file, its place in it and the file's SHA-256. Nothing of them was changed: names",
-        "and all else that the files hold is still in them.",
+        f"`{TABLE}`. Each names its file, its place in it and the file's SHA-256 (`{SOURCES}` lists them).",
+        "Nothing of them was changed: names and all else that the files hold is still in them.",
         *([f"This is a first look: reading ended after {most:,} documents, as `most` asks."] if is_cut else []),
         "",
         "| format | files | documents |",

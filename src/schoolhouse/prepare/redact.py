@@ -54,6 +54,7 @@ class Config(StageConfig):
     language: str = "en"  # of documents that do not state theirs, and of the gold set
     rules: list[str] = Field(default=[])  # rules files of your own, added to those that are shipped
     identifiers: list[str] = Field(default=[])  # facts that name somebody: replaced in all of that person's texts
+    keep: list[str] = Field(default=[])  # facts that name nobody, such as codes: they stay as they are
     key_env: str | None = None  # environment variable that holds the key; with it reversal.bin is written
     key_file: str = "~/.config/schoolhouse/redaction.key"  # where the key lies without key_env; made if it is not there
     recall: float = Field(default=0.98, gt=0, le=1)  # the share of names and of ids that has to be found
@@ -72,6 +73,8 @@ def check(config: Config) -> None:
         raise MachineError(f"redaction needs {', '.join(missing)}: pip install 'schoolhouse[prepare]'")
     if config.language not in languages:
         raise RecipeError(f"language {config.language!r} has no rules{did_you_mean(config.language, languages)}")
+    if both := sorted({*config.identifiers} & {*config.keep}):
+        raise RecipeError(f"{both[0]!r} stands in identifiers and in keep: take it out of one of them")
     secret_of(config.key_env, config.key_file)
     for path in filter(None, (config.gold, config.reviewed)):
         if not Path(path).is_file():
@@ -103,14 +106,15 @@ def _gold(config: Config) -> Path | None:
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
     """Write redacted documents, findings.json, doubtful.jsonl, review.jsonl, a data card, and reversal.bin if asked.
 
-    Raises DataError for identifiers that no document has, and Stopped or BudgetError; then the same command goes on.
+    Raises DataError for identifiers and kept facts that no document has, and Stopped or BudgetError; then the same
+    command goes on.
     """
     secret = secret_of(config.key_env, config.key_file)
     tagger = inputs[config.tagger].path if config.tagger is not None else None
     if tagger is None:
         run.log.warn("no tagger is given: names that only it would find stay in the texts (a stage of get.tagger)")
-    rules, identifiers = tuple(config.rules), tuple(config.identifiers)
-    terms = Terms(rules, tagger, config.style, identifiers, config.language, secret)
+    rules, identifiers, keep = tuple(config.rules), tuple(config.identifiers), tuple(config.keep)
+    terms = Terms(rules, tagger, config.style, identifiers, keep, config.language, secret)
     workers = min(run.machine.threads or usable_cores(), max(1, available_memory_bytes() // _BYTES))
     searcher = open_search(terms)
     with Crew(terms, searcher, workers, lambda: run.meter.phase("wait")) as crew:
@@ -176,7 +180,8 @@ class _Passes:
     run: Run
     source: Path
     crew: Crew
-    done: int = 0  # documents of this pass
+    part: str = "find"  # what this pass is for
+    done: int = 0  # its documents so far
     said_at: float = 0.0
 
     @functools.cached_property
@@ -200,9 +205,10 @@ class _Passes:
         for document, found in self.again():
             learn(people, document, found, self.searcher)
             keys |= document.facts.keys()
-        wrong = [name for name in self.config.identifiers if name not in keys]
-        if wrong:
-            raise DataError(f"identifiers: no document has the fact {wrong[0]!r}{did_you_mean(wrong[0], keys)}")
+        for key in ("identifiers", "keep"):
+            wrong = [name for name in getattr(self.config, key) if name not in keys]
+            if wrong:
+                raise DataError(f"{key}: no document has the fact {wrong[0]!r}{did_you_mean(wrong[0], keys)}")
         return people
 
     def again(self) -> Iterator[tuple[Document, Found]]:
@@ -227,12 +233,13 @@ class _Passes:
         self.done += 1
         if time.monotonic() - self.said_at >= _SAY_EVERY_S:
             if self.said_at:
-                self.run.log.step(self.done, self.total)
+                self.run.log.step(self.done, self.total if self.part == "find" else None, part=self.part)
             self.said_at = time.monotonic()
 
     def write(self, out: Path, rewriter: Rewriter, tally: Tally, sample: Sample, marks: Marks | None) -> int:
         """Rewrite every document; returns how many were written."""
         count = self.done = 0
+        self.part = "replace"
         seen: set[str] = set()
         for folder in self.folders:
             (out / folder).mkdir(exist_ok=True)

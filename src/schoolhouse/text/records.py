@@ -10,6 +10,7 @@ from schoolhouse.core.errors import DataError
 
 CONVERSATIONS = "conversations.jsonl"  # the file of a stage that makes conversations
 REPLIES = "replies.jsonl"  # the file of a stage that asked for replies which nobody has judged yet
+SOURCES = "sources.jsonl"  # which files a stage read from outside, each {"file", "sha256"}, in the order of reading
 ROLES = ("system", "user", "assistant")
 
 T = TypeVar("T")
@@ -170,5 +171,7 @@ def append_row(file: TextIO, row: Mapping[str, Any]) -> None:
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> int:
-    """Write conversations one a line; return how many."""
-    return write_rows(path, (conversation.to_row() for conversation in conversations))
+    """Write conversations one a line, and as a table beside the file; return how many."""
+    from schoolhouse.text.tables import ASKED, write_twice  # pyarrow is slow to load, and few write
+
+    return write_twice(path, (conversation.to_row() for conversation in conversations), ASKED, packed="meta")

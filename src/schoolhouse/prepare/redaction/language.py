@@ -63,6 +63,7 @@ class Ids(Table):
 
     labels: Words = ()
     number_words: Words = ()
+    digits: Words = ()
     vehicles: Words = ()
     logins: Words = ()
 

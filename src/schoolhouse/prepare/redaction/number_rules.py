@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from schoolhouse.prepare.redaction.forms import BLANK, Part, Rule, any_of, part, rule
+from schoolhouse.prepare.redaction.forms import BLANK, BREAK, WORD, Part, Rule, any_of, part, rule
 from schoolhouse.prepare.redaction.language import Language
 from schoolhouse.prepare.redaction.quantities import THREE_DIGITS, Quantities
 
@@ -36,6 +36,9 @@ _FORMS = [
     ("id", 0.9, r"(?<!\w)\d{4}(?:[ \-]\d{4}){2,3}(?!\w)"),
     ("id", 0.85, r"(?<!\w)[xX*.\u2022]{2,}[ \-]?\d{3,4}(?!\w)"),
     ("id", 0.75, r"(?<!\w)[A-Z]{1,2}\d{2}[ ]?[A-Z]{3}(?!\w)"),
+    ("id", 0.9, r"(?<![\w.])\d+(?:\.\d+){4,}(?!\w|\.\d)"),  # of an image, as DICOM numbers them
+    ("id", 0.8, r"(?<![\w\-])[A-Z]{1,4}-(?=(?:-?\d){5})\d{2,}(?:-\d{2,})*(?!\w)"),
+    ("id", 0.7, r"(?<!\w)\d{2,}[A-Z]{1,2}\d{5,}(?!\w)"),
     ("phone", 0.9, _PHONE),
     ("phone", 0.9, r"(?<!\w)\+\d{1,3}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}" + _EXTENSION + r"(?![\w])"),
     ("phone", 0.85, r"(?<![\w.\-])\d{3}[\-.]\d{4}(?![\w\-])"),
@@ -74,6 +77,11 @@ def _labelled(language: Language, quantities: Quantities) -> Iterator[Rule]:
             return None
         return match.span("x")
 
+    if ids.digits:
+        said = rf"(?i:{any_of(ids.digits)})(?!\w)"
+        yield rule("id", 0.8, rf"(?<!\w)(?P<x>{said}(?:[ \t,\-]+{said}){{4,}})")
+        behind = rf"(?<!\w)(?i:{any_of(ids.labels)})(?!\w)(?:{BLANK}(?i:{any_of(ids.number_words)})(?!\w)){{0,2}}"
+        yield rule("id", 0.9, rf"{behind}[ \t:]+(?P<x>{said}(?:[ \t,\-]+{said}){{2,}})")
     if ids.labels:
         aside = r"(?:[ \t]*\([^)\n]{1,20}\))?"
         words = rf"{aside}(?:{BLANK}?(?i:{any_of(ids.number_words)})(?!\w)){{0,2}}{aside}"
@@ -124,9 +132,11 @@ def _ages(language: Language, quantities: Quantities) -> Iterator[Rule]:
     somebody = any_of([*age.subjects, *language.name.relations])
     said = rf"(?<!\w)(?i:{somebody})[ \t]+(?i:{any_of(age.links)})[ \t]+(?P<x>{number}){behind}"
     yield rule("age", 0.8, said, unless_measured)
+    titled = rf"(?<!\w)(?i:{any_of(language.name.titles)})\.?{BREAK}{WORD}(?:[ \t\-]{WORD})?"
+    yield rule("age", 0.85, rf"{titled}{BREAK}(?i:{any_of(age.links)}){BREAK}(?P<x>{number}){behind}", unless_measured)
     ending = any_of(language.ordinal_endings)
     yield rule("age", 0.8, rf"(?<!\w)(?i:{any_of(age.possessives)})[ \t]+(?P<x>{figure}{ending})(?!\w)")
-    listed = rf"(?:[^\W\d_)],|\w:)[ \t](?P<x>{number})(?=[,;)][ \t]*[^\W\d_]|\.(?:\s|$))"
+    listed = rf"(?:[^\W\d_]\)?,|\w:)[ \t](?P<x>{number})(?=[,;)][ \t]*[^\W\d_]|\.(?:\s|$))"
     yield rule("age", 0.7, listed, unless_measured)
     yield rule("age", 0.7, rf"[^\W\d_][ \t]\((?:(?i:age)[ \t]*)?(?P<x>{figure})\)", unless_measured)
     yield rule(

@@ -81,7 +81,7 @@ class Rewriter:
         spans: Sequence[Span],
         rules: Language,
     ) -> tuple[Fact, tuple[Put, ...]]:
-        if isinstance(value, bool) or value is None:
+        if isinstance(value, bool) or value is None or key in self._searcher.keep:
             return value, ()
         if isinstance(value, (int, float)):
             if spans and isinstance(value, int):

@@ -58,10 +58,13 @@ def _unpack(row: Sequence[Any]) -> Span:
 
 @dataclass(frozen=True)
 class Search:
-    """How documents are searched: the finder, the facts that name somebody, the language of those that state none."""
+    """How documents are searched: the finder, the facts that name somebody and those that name nobody, the language of
+    documents that state none.
+    """
 
     finder: Finder
     identifiers: frozenset[str]
+    keep: frozenset[str]
     language: str
     secret: Secret
     by: str
@@ -81,7 +84,7 @@ class Search:
         language = self.language_of(document)
         if language not in self.finder.languages:
             return Found(done="aside")
-        facts = {key: self._fact(key, value, language) for key, value in document.facts.items()}
+        facts = {key: self._fact(key, value, language) for key, value in document.facts.items() if key not in self.keep}
         return Found(tuple(self.finder.find(document.text, language)), {k: v for k, v in facts.items() if v})
 
     def _fact(self, key: str, value: Fact, language: str) -> tuple[Span, ...]:
@@ -110,13 +113,14 @@ class Terms:
     """All that decides what is found and what is put in its place.
 
     rules: files beside those that are shipped; tagger: its folder; style: of what is put; identifiers: facts that name
-    somebody; language: of documents that state none.
+    somebody; keep: those that name nobody; language: of documents that state none.
     """
 
     rules: tuple[str, ...]
     tagger: Path | None
     style: str
     identifiers: tuple[str, ...]
+    keep: tuple[str, ...]
     language: str
     secret: Secret
 
@@ -125,9 +129,11 @@ def open_search(terms: Terms) -> Search:
     """Load all that a search needs."""
     languages = load_languages(terms.rules)
     finder = Finder(languages, terms.tagger)
-    version = f"{finder_version(languages, terms.tagger)} {terms.style} {sorted(terms.identifiers)}"
+    version = (
+        f"{finder_version(languages, terms.tagger)} {terms.style} {sorted(terms.identifiers)} {sorted(terms.keep)}"
+    )
     by = hashlib.sha256(version.encode()).hexdigest()[:16]
-    return Search(finder, frozenset(terms.identifiers), terms.language, terms.secret, by)
+    return Search(finder, frozenset(terms.identifiers), frozenset(terms.keep), terms.language, terms.secret, by)
 
 
 def fact_head(key: str) -> str:
@@ -206,5 +212,5 @@ def know_facts(people: People, person: str, document: Document, found: Found, se
     for key, value in document.facts.items():
         if key in searcher.identifiers and value is not None and not isinstance(value, bool):
             people.know(person, str(value), kind_of(str(value)), rules)
-        if isinstance(value, str):
+        if isinstance(value, str) and key not in searcher.keep:
             people.learn(person, value, (found.facts or {}).get(key, ()), rules)
