@@ -5,7 +5,6 @@ import hashlib
 import json
 import random
 import re
-import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -25,7 +24,6 @@ from schoolhouse.text.sourced import read_documents
 
 EVIL = '<script>alert(1)</script> & "quotes"'
 TASKS = {"triage": (60, 45), "dose": (40, 38)}  # questions, and how many replies the verifier calls right
-CHROMIUM = shutil.which("chromium")
 
 
 def rows_of(model, mode, tasks=TASKS):
@@ -206,17 +204,6 @@ def test_the_sheet_is_whole_safe_and_asks_nothing_of_the_network(tmp_path, sourc
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def opened(browser, path, **keys):
