@@ -31,7 +31,7 @@ import numpy as np
 import simple_icd_10_cm as icd
 from sides import keep, machine
 
-from schoolhouse.prepare.active import (
+from schoolhouse.prepare.annotation.active import (
     Known,
     Order,
     ask_next,

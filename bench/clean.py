@@ -19,9 +19,9 @@ from pathlib import Path
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.run import Run
 from schoolhouse.prepare import clean
-from schoolhouse.prepare.decontaminate import Evaluations
-from schoolhouse.prepare.duplicates import Before, bytes_of
-from schoolhouse.prepare.quality import Quality, unfit
+from schoolhouse.prepare.cleaning.decontaminate import Evaluations
+from schoolhouse.prepare.cleaning.duplicates import Before, bytes_of
+from schoolhouse.prepare.cleaning.quality import Quality, unfit
 from schoolhouse.tasks.load import load_task
 from schoolhouse.text.language import share_in
 from schoolhouse.text.sourced import Document, Origin, write_documents

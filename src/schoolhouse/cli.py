@@ -152,8 +152,8 @@ def trace(
     from schoolhouse.core.artifact import Store
     from schoolhouse.core.log import Log
     from schoolhouse.evaluate import trace as tracing
-    from schoolhouse.evaluate.trace_facts import facts
-    from schoolhouse.evaluate.trace_told import tell
+    from schoolhouse.evaluate.tracing.facts import facts
+    from schoolhouse.evaluate.tracing.told import tell
 
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
@@ -361,7 +361,7 @@ def _model_folder(home: Path, name: str | None) -> Path:
 def _traced(home: Path, name: str) -> "Artifact":
     """Find a model's artifact by name; of a folder or file outside of the store the one that has the same weights."""
     from schoolhouse.core.artifact import Store
-    from schoolhouse.evaluate.trace_lineage import by_weights, is_model
+    from schoolhouse.evaluate.tracing.lineage import by_weights, is_model
 
     path = Path(name)
     if (path / "manifest.json").is_file():

@@ -14,8 +14,19 @@ from scipy.optimize import check_grad
 
 from school import artifact, draft, fp32_run
 from schoolhouse.core.errors import DataError, RecipeError, Stopped
-from schoolhouse.prepare import active, annotate
-from schoolhouse.prepare.active import Known, ask_next, by_entropy, by_margin, by_votes, counted, grams, learn, weighed
+from schoolhouse.prepare import annotate
+from schoolhouse.prepare.annotation import active
+from schoolhouse.prepare.annotation.active import (
+    Known,
+    ask_next,
+    by_entropy,
+    by_margin,
+    by_votes,
+    counted,
+    grams,
+    learn,
+    weighed,
+)
 from schoolhouse.tasks.jsonl import load_jsonl
 from schoolhouse.tasks.task import split_of
 from schoolhouse.text.agreement import cohen_kappa, krippendorff_alpha, span_f1, word_f1
@@ -479,7 +490,7 @@ def test_the_learner_never_learns_from_held_out_documents_but_is_measured_on_the
     documents = list(notes(200, weights=(1, 1, 1)))
     seen = []
     monkeypatch.setattr(
-        "schoolhouse.prepare.taught.ask_next", lambda order, pool, known, *rest: seen.append(known) or []
+        "schoolhouse.prepare.annotation.taught.ask_next", lambda order, pool, known, *rest: seen.append(known) or []
     )
     said = [label(d.id, d.facts["truth"]) for d in documents]
     out, _ = work(tmp_path, data(tmp_path / "notes", documents), said, overlap=0.0)

@@ -13,10 +13,10 @@ from schoolhouse.core.errors import DataError, RecipeError, Stopped, TaskError
 from schoolhouse.core.run import Run
 from schoolhouse.prepare import clean
 from schoolhouse.prepare.clean import Config
-from schoolhouse.prepare.decontaminate import Evaluations
-from schoolhouse.prepare.duplicates import NUMBERS, Before, bands_and_rows
-from schoolhouse.prepare.quality import RULES, Quality, Seen, unfit
-from schoolhouse.prepare.shingles import hashes, shingles, words
+from schoolhouse.prepare.cleaning.decontaminate import Evaluations
+from schoolhouse.prepare.cleaning.duplicates import NUMBERS, Before, bands_and_rows
+from schoolhouse.prepare.cleaning.quality import RULES, Quality, Seen, unfit
+from schoolhouse.prepare.cleaning.shingles import hashes, shingles, words
 from schoolhouse.text.records import Conversation
 from schoolhouse.text.sourced import Document, Origin, read_documents, write_documents
 

@@ -13,9 +13,9 @@ from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.run import Run
 from schoolhouse.core.shares import difference, holm, share
 from schoolhouse.prepare import coverage
-from schoolhouse.prepare.columns import Column
+from schoolhouse.prepare.counting.columns import Column
+from schoolhouse.prepare.counting.rates import Grouping, Sums, flagged, rates_of, worth
 from schoolhouse.prepare.coverage import Config
-from schoolhouse.prepare.coverage_rates import Grouping, Sums, flagged, rates_of, worth
 from schoolhouse.text.sourced import Document, Origin, write_documents
 
 

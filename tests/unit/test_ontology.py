@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from school import artifact, draft, fp32_run
 from schoolhouse.core.errors import DataError, RecipeError, Stopped
 from schoolhouse.prepare import ontology
-from schoolhouse.prepare.obo import read_obo
-from schoolhouse.prepare.ontology_checks import check_terms, cycles
-from schoolhouse.prepare.ontology_questions import ANSWERED_BY, INFERRED, SEEN, TOLD, UNSEEN, Questions, hold_out
-from schoolhouse.prepare.ontology_sources import ICD, Read, read_source
-from schoolhouse.prepare.ontology_terms import Term, below, key, sample
-from schoolhouse.prepare.ontology_wordings import KINDS, TAUGHT, WORDINGS, held_out_wording
+from schoolhouse.prepare.ontologies.checks import check_terms, cycles
+from schoolhouse.prepare.ontologies.obo import read_obo
+from schoolhouse.prepare.ontologies.questions import ANSWERED_BY, INFERRED, SEEN, TOLD, UNSEEN, Questions, hold_out
+from schoolhouse.prepare.ontologies.sources import ICD, Read, read_source
+from schoolhouse.prepare.ontologies.terms import Term, below, key, sample
+from schoolhouse.prepare.ontologies.wordings import KINDS, TAUGHT, WORDINGS, held_out_wording
 from schoolhouse.tasks.load import TaskTable, load_task
 from schoolhouse.tasks.verify import exact, load_verifier
 from schoolhouse.text.records import read_conversations

@@ -13,13 +13,18 @@ from hypothesis import strategies as st
 
 from school import artifact, draft, fp32_run, network, write_bytes, write_pupil
 from schoolhouse.core.errors import DataError, RecipeError, Stopped, ToleranceError
-from schoolhouse.evaluate import probe, probe_bias, probe_leak, probe_names, probe_refusal, probe_sets
-from schoolhouse.evaluate.probe_card import card, held_to, tables
-from schoolhouse.evaluate.probe_leak import Canary, exposure, extracted
-from schoolhouse.evaluate.probe_records import as_texts, sample_records
-from schoolhouse.evaluate.probe_score import text_logprobs, variant_logprobs
-from schoolhouse.evaluate.probe_stats import area, mean_difference, rate_at
-from schoolhouse.evaluate.probe_talk import Talk, Text
+from schoolhouse.evaluate import probe
+from schoolhouse.evaluate.probing import bias as probe_bias
+from schoolhouse.evaluate.probing import leak as probe_leak
+from schoolhouse.evaluate.probing import names as probe_names
+from schoolhouse.evaluate.probing import refusal as probe_refusal
+from schoolhouse.evaluate.probing import sets as probe_sets
+from schoolhouse.evaluate.probing.card import card, held_to, tables
+from schoolhouse.evaluate.probing.leak import Canary, exposure, extracted
+from schoolhouse.evaluate.probing.records import as_texts, sample_records
+from schoolhouse.evaluate.probing.score import text_logprobs, variant_logprobs
+from schoolhouse.evaluate.probing.stats import area, mean_difference, rate_at
+from schoolhouse.evaluate.probing.talk import Talk, Text
 from schoolhouse.infer.engine import Completion
 from schoolhouse.prepare import canaries
 from schoolhouse.tasks.task import SYSTEM_DIRECT, SYSTEM_THINKING

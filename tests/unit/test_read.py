@@ -25,10 +25,14 @@ from school import artifact, draft
 from schoolhouse.core.errors import BudgetError, DataError, RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.pipeline import run_recipe
-from schoolhouse.prepare import formats, formats_rows, formats_text, read, read_ahead
-from schoolhouse.prepare.formats_text import encoding_of, html_text
-from schoolhouse.prepare.read_card import Tally
-from schoolhouse.prepare.read_items import Piece
+from schoolhouse.prepare import read
+from schoolhouse.prepare.reading import ahead as read_ahead
+from schoolhouse.prepare.reading import formats
+from schoolhouse.prepare.reading import tables as formats_rows
+from schoolhouse.prepare.reading import texts as formats_text
+from schoolhouse.prepare.reading.card import Tally
+from schoolhouse.prepare.reading.items import Piece
+from schoolhouse.prepare.reading.texts import encoding_of, html_text
 from schoolhouse.text.sourced import document_id, read_documents
 
 
@@ -167,7 +171,7 @@ def test_a_json_file_is_a_list_a_record_or_set_aside_with_what_to_do(tmp_path):
 
 def test_what_does_not_fit_into_memory_is_set_aside_with_what_to_do(tmp_path, monkeypatch):
     root = write(tmp_path / "in", a__json='[{"text": "long enough"}]', b__jsonl='{"text": "a stream"}', c__txt="whole")
-    monkeypatch.setattr("schoolhouse.prepare.read_items.available_memory_bytes", lambda: 50)
+    monkeypatch.setattr("schoolhouse.prepare.reading.items.available_memory_bytes", lambda: 50)
     found, aside, _ = take(root)
     assert [d.text for d in found] == ["a stream", "whole"]
     assert aside == [("a.json", "whole file", formats.TOO_LARGE)]
@@ -409,7 +413,7 @@ def test_a_word_file_that_unpacks_to_more_than_memory_is_set_aside(tmp_path, mon
     root = tmp_path / "in"
     root.mkdir()
     docx.Document().save(str(root / "a.docx"))
-    monkeypatch.setattr("schoolhouse.prepare.formats_pages.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("schoolhouse.prepare.reading.pages.available_memory_bytes", lambda: 1000)
     assert take(root)[1] == [("a.docx", "whole file", formats.TOO_LARGE)]
 
 

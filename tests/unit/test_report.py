@@ -12,19 +12,14 @@ import school
 from schoolhouse.core.artifact import Artifact, Draft, Store
 from schoolhouse.core.errors import ArtifactError, RecipeError
 from schoolhouse.core.run import Run
-from schoolhouse.evaluate import (
-    charts,
-    probe,
-    probe_bias,
-    probe_leak,
-    probe_names,
-    probe_refusal,
-    probe_sets,
-    report,
-    review,
-)
-from schoolhouse.evaluate.probe_card import held_to, tables
-from schoolhouse.evaluate.probe_leak import BEFORE, MODEL
+from schoolhouse.evaluate import charts, probe, report, review
+from schoolhouse.evaluate.probing import bias as probe_bias
+from schoolhouse.evaluate.probing import leak as probe_leak
+from schoolhouse.evaluate.probing import names as probe_names
+from schoolhouse.evaluate.probing import refusal as probe_refusal
+from schoolhouse.evaluate.probing import sets as probe_sets
+from schoolhouse.evaluate.probing.card import held_to, tables
+from schoolhouse.evaluate.probing.leak import BEFORE, MODEL
 from schoolhouse.evaluate.verdict import Claim, judge
 from schoolhouse.text.sourced import read_documents
 

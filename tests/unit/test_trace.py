@@ -16,9 +16,9 @@ from schoolhouse.core.artifact import Store
 from schoolhouse.core.errors import ArtifactError, DataError
 from schoolhouse.core.ledger import Ledger
 from schoolhouse.evaluate.trace import trace
-from schoolhouse.evaluate.trace_facts import facts
-from schoolhouse.evaluate.trace_rows import Reader
-from schoolhouse.evaluate.trace_words import Asked, places, words
+from schoolhouse.evaluate.tracing.facts import facts
+from schoolhouse.evaluate.tracing.rows import Reader
+from schoolhouse.evaluate.tracing.words import Asked, places, words
 from schoolhouse.get import text as get_text
 from schoolhouse.prepare import lessons, read, synthesize
 from schoolhouse.text.preferences import is_held_out

@@ -16,7 +16,7 @@ from pydantic import Field
 from schoolhouse.core.config import Ref, Strict
 from schoolhouse.core.errors import RecipeError
 from schoolhouse.evaluate.compare import Interval, paired_difference
-from schoolhouse.evaluate.probe_card import Table
+from schoolhouse.evaluate.probing.card import Table
 
 MEAN = "mean over tasks"
 Outcome = Literal["a gain", "no gain", "a loss", "not tested"]

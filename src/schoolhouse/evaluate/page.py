@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from schoolhouse.core.artifact import Artifact
 from schoolhouse.core.log import clock
-from schoolhouse.evaluate import ablation, charts, probe_card, review
+from schoolhouse.evaluate import ablation, charts, review
 from schoolhouse.evaluate.charts import Axis, Series, Zone
 from schoolhouse.evaluate.compare import Estimate, mean_of_levels, paired_difference, share
-from schoolhouse.evaluate.probe_leak import MODEL
+from schoolhouse.evaluate.probing import card as probe_card
+from schoolhouse.evaluate.probing.leak import MODEL
 from schoolhouse.evaluate.verdict import MAY_FALL, Check
 from schoolhouse.text.reply import parse_reply
 

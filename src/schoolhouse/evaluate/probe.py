@@ -24,13 +24,17 @@ from schoolhouse.core.config import Ref, StageConfig, Strict
 from schoolhouse.core.errors import DataError, RecipeError, Stopped, ToleranceError
 from schoolhouse.core.run import Run
 from schoolhouse.core.runtime import release_memory
-from schoolhouse.evaluate import probe_bias, probe_leak, probe_names, probe_refusal, probe_sets
-from schoolhouse.evaluate.probe_ask import Watch
-from schoolhouse.evaluate.probe_card import Table, card, held_to, limits_table
-from schoolhouse.evaluate.probe_leak import BEFORE, MODEL, SIDES, Canary
-from schoolhouse.evaluate.probe_names import Names
-from schoolhouse.evaluate.probe_records import as_texts, sample_records
-from schoolhouse.evaluate.probe_talk import Talk, Text
+from schoolhouse.evaluate.probing import bias as probe_bias
+from schoolhouse.evaluate.probing import leak as probe_leak
+from schoolhouse.evaluate.probing import names as probe_names
+from schoolhouse.evaluate.probing import refusal as probe_refusal
+from schoolhouse.evaluate.probing import sets as probe_sets
+from schoolhouse.evaluate.probing.ask import Watch
+from schoolhouse.evaluate.probing.card import Table, card, held_to, limits_table
+from schoolhouse.evaluate.probing.leak import BEFORE, MODEL, SIDES, Canary
+from schoolhouse.evaluate.probing.names import Names
+from schoolhouse.evaluate.probing.records import as_texts, sample_records
+from schoolhouse.evaluate.probing.talk import Talk, Text
 from schoolhouse.model.transformer import Transformer
 from schoolhouse.model.weights import load_config, load_model
 from schoolhouse.text.records import write_rows

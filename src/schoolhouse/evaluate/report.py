@@ -23,12 +23,13 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import ArtifactError
 from schoolhouse.core.run import Run
-from schoolhouse.evaluate import ablation, page, probe_card, review
+from schoolhouse.evaluate import ablation, page, review
 from schoolhouse.evaluate.ablation import Ablation
 from schoolhouse.evaluate.compare import mean_of_levels, share
 from schoolhouse.evaluate.exam import EXAM, ITEMS, TRANSCRIPTS
 from schoolhouse.evaluate.probe import PROBE
-from schoolhouse.evaluate.probe_leak import MODEL
+from schoolhouse.evaluate.probing import card as probe_card
+from schoolhouse.evaluate.probing.leak import MODEL
 from schoolhouse.evaluate.verdict import Claim, Verdict, judge
 
 CLOSES = True  # the pipeline makes the report even when the recipe's time is spent

@@ -29,7 +29,7 @@ from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError, RecipeError
 from schoolhouse.core.shares import CONFIDENCE, Estimate, Interval, share
 from schoolhouse.evaluate.exam import ALL_REPLIES, EXAM
-from schoolhouse.evaluate.probe_card import Table, markdown
+from schoolhouse.evaluate.probing.card import Table, markdown
 from schoolhouse.text.agreement import Agreement, cohen_kappa, krippendorff_alpha
 from schoolhouse.text.documents import DOCUMENTS
 from schoolhouse.text.labels import SCHEMA, Label, LabelSchema, label_files, read_labels

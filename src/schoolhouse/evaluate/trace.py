@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from schoolhouse.core.artifact import Artifact, Store
-from schoolhouse.evaluate.trace_lineage import Lineage, Node, task_tables, walk
-from schoolhouse.evaluate.trace_origin import Origin, Place, Questions, origin_of
-from schoolhouse.evaluate.trace_rows import Reader, Row
-from schoolhouse.evaluate.trace_words import Asked, places, words
+from schoolhouse.evaluate.tracing.lineage import Lineage, Node, task_tables, walk
+from schoolhouse.evaluate.tracing.origin import Origin, Place, Questions, origin_of
+from schoolhouse.evaluate.tracing.rows import Reader, Row
+from schoolhouse.evaluate.tracing.words import Asked, places, words
 from schoolhouse.tasks.gym import PREFIX
 from schoolhouse.tasks.load import BUILT_IN
 

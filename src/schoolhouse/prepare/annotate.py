@@ -23,11 +23,11 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError, RecipeError, Stopped
 from schoolhouse.core.shares import Estimate
-from schoolhouse.prepare import annotate_card
-from schoolhouse.prepare.active import Order, Pick, need_scipy
-from schoolhouse.prepare.labelled import Held, asked_of, export, replies_of
-from schoolhouse.prepare.settle import Said, Settle, Settled, agreements, by_document, settle
-from schoolhouse.prepare.taught import Taught, grams_of
+from schoolhouse.prepare.annotation import card as annotate_card
+from schoolhouse.prepare.annotation.active import Order, Pick, need_scipy
+from schoolhouse.prepare.annotation.labelled import Held, asked_of, export, replies_of
+from schoolhouse.prepare.annotation.settle import Said, Settle, Settled, agreements, by_document, settle
+from schoolhouse.prepare.annotation.taught import Taught, grams_of
 from schoolhouse.tasks.task import SPLITS, Split, split_of
 from schoolhouse.text.documents import DOCUMENTS
 from schoolhouse.text.labels import (

@@ -20,10 +20,10 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError, Stopped
-from schoolhouse.prepare.clean_card import EXAM, SET_ASIDE, card, most_common
-from schoolhouse.prepare.decontaminate import Evaluations, gather
-from schoolhouse.prepare.duplicates import Before, bytes_of, need_datasketch
-from schoolhouse.prepare.quality import Quality, unfit
+from schoolhouse.prepare.cleaning.card import EXAM, SET_ASIDE, card, most_common
+from schoolhouse.prepare.cleaning.decontaminate import Evaluations, gather
+from schoolhouse.prepare.cleaning.duplicates import Before, bytes_of, need_datasketch
+from schoolhouse.prepare.cleaning.quality import Quality, unfit
 from schoolhouse.prepare.rows import Row, Rows
 from schoolhouse.tasks.load import TaskSpec, tasks_at_hand
 from schoolhouse.tasks.load import fingerprint as fingerprint_of

@@ -18,9 +18,9 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import DataError, RecipeError
-from schoolhouse.prepare.columns import MISSING, NAMED, RARE, Column, Table, counted, persons_of
-from schoolhouse.prepare.coverage_card import card
-from schoolhouse.prepare.coverage_rates import Grouping, Rate, flagged, rates_of, said
+from schoolhouse.prepare.counting.card import card
+from schoolhouse.prepare.counting.columns import MISSING, NAMED, RARE, Column, Table, counted, persons_of
+from schoolhouse.prepare.counting.rates import Grouping, Rate, flagged, rates_of, said
 from schoolhouse.prepare.rows import Row, Rows
 from schoolhouse.text.records import ReadJsonl
 from schoolhouse.text.sourced import HELD_OUT

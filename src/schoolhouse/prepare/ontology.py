@@ -19,12 +19,12 @@ from pydantic import Field
 from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import StageConfig
 from schoolhouse.core.errors import DataError, RecipeError, Stopped
-from schoolhouse.prepare.ontology_card import write_card
-from schoolhouse.prepare.ontology_checks import Finding, check_terms
-from schoolhouse.prepare.ontology_questions import LEVELS, Questions, Row, hold_out
-from schoolhouse.prepare.ontology_sources import ICD, check_source, file_sha256, icd_sha256, icd_version, read_source
-from schoolhouse.prepare.ontology_terms import Ontology, Term, below, key, sample
-from schoolhouse.prepare.ontology_wordings import KINDS, TAUGHT, Kind
+from schoolhouse.prepare.ontologies.card import write_card
+from schoolhouse.prepare.ontologies.checks import Finding, check_terms
+from schoolhouse.prepare.ontologies.questions import LEVELS, Questions, Row, hold_out
+from schoolhouse.prepare.ontologies.sources import ICD, check_source, file_sha256, icd_sha256, icd_version, read_source
+from schoolhouse.prepare.ontologies.terms import Ontology, Term, below, key, sample
+from schoolhouse.prepare.ontologies.wordings import KINDS, TAUGHT, Kind
 from schoolhouse.tasks.task import SPLITS, Example, Split, example_id, question_conversation
 from schoolhouse.text.records import CONVERSATIONS, Conversation, append_row
 from schoolhouse.text.reply import render_reply

@@ -22,12 +22,12 @@ from schoolhouse.core.artifact import Artifact, Draft
 from schoolhouse.core.config import Ref, StageConfig
 from schoolhouse.core.errors import BudgetError, DataError, RecipeError, Stopped
 from schoolhouse.core.machine import usable_cores
-from schoolhouse.prepare.formats import FORMATS, format_of, need_packages
-from schoolhouse.prepare.formats_rows import columns_early
-from schoolhouse.prepare.read_ahead import Part, read_ahead, read_here
-from schoolhouse.prepare.read_card import SET_ASIDE, Tally, card
-from schoolhouse.prepare.read_files import Listing, list_files, matches, sha256, sources_of
-from schoolhouse.prepare.read_items import WHOLE, Note, SetAside, Source, Table, known_encoding
+from schoolhouse.prepare.reading.ahead import Part, read_ahead, read_here
+from schoolhouse.prepare.reading.card import SET_ASIDE, Tally, card
+from schoolhouse.prepare.reading.files import Listing, list_files, matches, sha256, sources_of
+from schoolhouse.prepare.reading.formats import FORMATS, format_of, need_packages
+from schoolhouse.prepare.reading.items import WHOLE, Note, SetAside, Source, Table, known_encoding
+from schoolhouse.prepare.reading.tables import columns_early
 from schoolhouse.text.records import SOURCES, append_row
 from schoolhouse.text.sourced import Document, Origin, document_id, write_documents
 

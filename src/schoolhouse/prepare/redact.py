@@ -199,16 +199,15 @@ class _Passes:
         return [Path(), *([Path(HELD_OUT)] if (self.source / HELD_OUT / DOCUMENTS).is_file() else [])]
 
     def find(self) -> People:
-        """Search every document; returns what names each person."""
+        """Search every document; returns what names each person. Raises DataError for a fact that no document has."""
+        keys = {key for folder in self.folders for held in read_documents(self.source / folder) for key in held.facts}
+        for name in ("identifiers", "keep"):
+            wrong = [key for key in getattr(self.config, name) if key not in keys]
+            if wrong:
+                raise DataError(f"{name}: no document has the fact {wrong[0]!r}{did_you_mean(wrong[0], keys)}")
         people = People()
-        keys: set[str] = set()
         for document, found in self.again():
             learn(people, document, found, self.searcher)
-            keys |= document.facts.keys()
-        for key in ("identifiers", "keep"):
-            wrong = [name for name in getattr(self.config, key) if name not in keys]
-            if wrong:
-                raise DataError(f"{key}: no document has the fact {wrong[0]!r}{did_you_mean(wrong[0], keys)}")
         return people
 
     def again(self) -> Iterator[tuple[Document, Found]]:

@@ -1,0 +1,1 @@
+"""From an answer back to its sources: the parts of `evaluate/trace.py`."""

@@ -1,0 +1,1 @@
+"""The rules of `prepare.clean`."""

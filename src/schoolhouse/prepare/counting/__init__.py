@@ -1,0 +1,1 @@
+"""Who is in the data: the parts of `prepare.coverage`."""

@@ -1,0 +1,1 @@
+"""Code systems become questions: the parts of `prepare.ontology`."""

@@ -1,0 +1,1 @@
+"""Files of many kinds become documents: the parts of `prepare.read`."""
