@@ -24,9 +24,9 @@ from schoolhouse.get.corpora import KNOWN_TEXTS
 from schoolhouse.get.endpoint import Endpoint
 from schoolhouse.model.presets import PRESETS
 from schoolhouse.pipeline import STAGES
+from schoolhouse.prepare.cleaning.quality import Quality
 from schoolhouse.prepare.lessons import Lesson, Talk
-from schoolhouse.prepare.quality import Quality
-from schoolhouse.prepare.read_items import Table
+from schoolhouse.prepare.reading.items import Table
 from schoolhouse.tasks.load import BUILT_IN, TaskTable
 from schoolhouse.tasks.verify import VERIFIERS
 from schoolhouse.text.labels import LabelSchema
