@@ -124,7 +124,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) ->
 def _redact(config: Config, passes: _Passes, has_tagger: bool, out: Draft) -> None:
     run, searcher = passes.run, passes.searcher
     secret = searcher.secret
-    people = passes.find()
+    with run.meter.phase("measure"):  # first, so that whoever waits for the rest knows what it will be worth
+        figures = _figures(config, searcher.finder)
+        _warn(run, _measured(config, figures, None).below())
+    with run.meter.phase("find"):
+        people = passes.find()
     marks = None
     if config.reviewed is not None:
         marks = Marks(read_reviews(Path(config.reviewed)), searcher, secret, config.style)
@@ -134,9 +138,10 @@ def _redact(config: Config, passes: _Passes, has_tagger: bool, out: Draft) -> No
     sample = Sample(config.review, secret, run.seed)
     with (out.path / DOUBTFUL).open("w", encoding="utf-8") as file:
         tally = Tally(file)
-        count = passes.write(out.path, Rewriter(searcher, people, secret, config.style), tally, sample, marks)
+        with run.meter.phase("replace"):
+            count = passes.write(out.path, Rewriter(searcher, people, secret, config.style), tally, sample, marks)
     sample.write(out.path)
-    measured = _measured(config, searcher.finder, marks)
+    measured = _measured(config, figures, marks)
     write_findings(out.path, tally, measured)
     said = {
         "Style": config.style,
@@ -157,17 +162,25 @@ def _tell(run: Run, count: int, tally: Tally, measured: Measured) -> None:
     run.log.info(f"{count:,} documents, {tally.types.total():,} places replaced; recall of names {names}, of ids {ids}")
     if tally.aside:
         run.log.warn(f"{len(tally.aside):,} documents were set aside: there are no rules for their language")
-    for line in measured.below():
+    _warn(run, measured.below())
+
+
+def _warn(run: Run, below: Iterable[str]) -> None:
+    for line in below:
         run.log.warn(f"NOT WELL ENOUGH REDACTED: {line}. Stages that train refuse these documents.")
 
 
-def _measured(config: Config, finder: Finder, marks: Marks | None) -> Measured:
+def _figures(config: Config, finder: Finder) -> dict[str, Figures]:
+    """What measuring on both halves of the gold set gives."""
     gold = _gold(config)
     rows = read_gold(gold) if gold is not None else []
     halves = {half: [row for row in rows if row.half == half] for half in ("dev", "test")}
-    figures = {half: measure(finder, part, config.language) if part else Figures() for half, part in halves.items()}
+    return {half: measure(finder, part, config.language) if part else Figures() for half, part in halves.items()}
+
+
+def _measured(config: Config, figures: Mapping[str, Figures], marks: Marks | None) -> Measured:
     reviewed, precision = marks.shares() if marks is not None else (None, [0, 0])
-    name = "none" if gold is None else "your own" if config.gold else "the shipped one"
+    name = "none" if _gold(config) is None else "your own" if config.gold else "the shipped one"
     return Measured(figures["test"], figures["dev"], name, reviewed, precision, config.recall)
 
 
