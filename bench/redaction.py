@@ -22,7 +22,7 @@ from sides import processor
 
 from schoolhouse.prepare.redaction.engine import Finder
 from schoolhouse.prepare.redaction.language import load_languages
-from schoolhouse.prepare.redaction.measure import SHIPPED, Figures, Marked, measure, read_gold
+from schoolhouse.prepare.redaction.measure import Figures, Marked, measure, read_gold, shipped
 from schoolhouse.prepare.redaction.spans import Span
 from schoolhouse.text.redaction import TYPES, told
 
@@ -65,7 +65,7 @@ def row_of(figures: Figures, seconds: float, characters: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tagger", type=Path, required=True)
-    parser.add_argument("--gold", type=Path, default=SHIPPED)
+    parser.add_argument("--gold", type=Path, nargs="+", default=shipped("en"))
     parser.add_argument("--half", choices=("dev", "test"), nargs="+", default=["dev", "test"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
         "rules, spaCy, tagger": lambda: ours(args.tagger, entities=True),
     }
     rows = read_gold(args.gold)
-    found: dict[str, Any] = {"processor": processor(), "gold": args.gold.name, "systems": {}}
+    found: dict[str, Any] = {"processor": processor(), "gold": [path.name for path in args.gold], "systems": {}}
     for name, make in systems.items():
         find = make()
         for half in args.half:

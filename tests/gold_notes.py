@@ -1,12 +1,15 @@
-"""Writes the gold set that redaction is measured on: notes of people who do not exist, every personal value marked.
+"""Writes the gold sets that redaction is measured on: notes of people who do not exist, every personal value marked.
 
     python tests/gold_notes.py
 
-The templates in tests/notes/*.txt were written by hand; a line `=== name | flags` begins one. In a template
-`[[...]]` may be left out, of `<<a||b>>` one is taken, and `{kind.form:key}` is a value; only the kinds of `MARKED` are
-personal. The same key is the same value in another form. Flags: `lower`, `upper`, `typos` and `wrap` say how the note
-is written down, `words` gives people names that are also words, `kid`, `old`, `baby`, `male`, `female` say who the
-patient is, and `r=f` that the person `r` is a woman.
+The templates in tests/notes/*.txt were written by hand; a line `=== name | flags` begins one. Those in fresh-*.txt are
+another hand's, who had not seen the rules: they make the half that is only measured on, with values out of lists of
+their own (fresh-values.txt) and a stream of their own, so that neither half moves the other.
+
+In a template `[[...]]` may be left out, of `<<a||b>>` one is taken, and `{kind.form:key}` is a value; only the kinds of
+`MARKED` are personal. The same key is the same value in another form. Flags: `lower`, `upper`, `typos`, `wrap`, `ocr`
+and `broken` say how the note is written down, `words` gives people names that are also words, `kid`, `old`, `baby`,
+`male`, `female` say who the patient is, and `r=f` that the person `r` is a woman.
 
 What is marked, so that a score means something: the value alone, without its label, title or article (`Dr. [O'Neill]`,
 `on the [15th]`, `last [Tuesday]`, `[93]-year-old`); an address as one span as far as it goes without a break, over the
@@ -22,18 +25,22 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 
-from gold_values import COMMON, DRUGS, JOBS, PATTERNS, PHONES, Maker, Person, spelt
+from gold_values import COMMON, FreshMaker, Maker, Person, lists, plain, said, spelt
 
 ROOT = Path(__file__).parents[1]
 GOLD = ROOT / "src" / "schoolhouse" / "prepare" / "gold" / "en.jsonl"
+FRESH = GOLD.with_name("en-fresh.jsonl")
 NOTES = Path(__file__).parent / "notes"
+VALUES = lists(NOTES / "fresh-values.txt")
 FAKER = "40.54.0"  # another release of Faker may draw other values
 USES = 8  # of each template
-SEED = 7
+SEED, FRESH_SEED = 7, 2311
 PEOPLE = {"kid": 24, "adult": 150, "old": 30}
+FRESH_PEOPLE = {"kid": 16, "adult": 110, "old": 24}
 MARKED = ("name", "date", "phone", "email", "id", "address", "organisation", "url", "ip", "age")
-_KINDS = {"org": "organisation", "age90": "age"}
+_KINDS = {"org": "organisation", "age90": "age", "handle": "id", "said": "id", "saidmail": "email"}
 _KEPT_OUT = "cla" + "ude"  # a first name that also names a product: the house's files speak only of the house
+FRESH_COMMON = COMMON | {word.lower() for key in ("f", "m", "last") for word in VALUES[f"words.{key}"]}
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -64,10 +71,10 @@ class Cast:
     kept: dict[str, str] = field(default_factory=dict)  # values and days by their key
 
 
-def templates() -> list[Template]:
-    """All templates, by file and place."""
+def templates(fresh: bool = False) -> list[Template]:
+    """All templates of a half, by file and place."""
     found = []
-    for path in sorted(NOTES.glob("*.txt")):
+    for path in sorted(path for path in NOTES.glob("*.txt") if path.name.startswith("fresh-") == fresh):
         for part in re.split(r"^=== ", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
             head, text = part.split("\n", 1)
             name, _, flags = head.partition(" | ")
@@ -76,17 +83,27 @@ def templates() -> list[Template]:
 
 
 def rows() -> Iterator[dict]:
-    """Every note of the gold set."""
-    maker = Maker(SEED)
-    people = {group: [maker.person(group) for _ in range(count)] for group, count in PEOPLE.items()}
-    number = 0
+    """Every note of the first gold set."""
+    for number, row in enumerate(_filled(templates(), Maker(SEED), PEOPLE), start=1):
+        yield {"id": f"en-{number:04d}", **row}
+
+
+def fresh_rows() -> Iterator[dict]:
+    """Every note of the fresh set, whose people are no others' either."""
+    maker = FreshMaker(FRESH_SEED, VALUES)
+    for number, row in enumerate(_filled(templates(fresh=True), maker, FRESH_PEOPLE), start=1):
+        yield {"id": f"en-fresh-{number:04d}", **row, "person": f"f{row['person']}", "half": "test"}
+
+
+def _filled(found: list[Template], maker: Maker, groups: dict[str, int]) -> Iterator[dict]:
+    """Every template with values, time and again."""
+    people = {group: [maker.person(group) for _ in range(count)] for group, count in groups.items()}
     for use in range(USES):
-        for template in templates():
-            number += 1
+        for template in found:
             while (made := _note(template, maker, people, use)) is None:
                 pass
             who, text, spans = made
-            yield {"id": f"en-{number:04d}", "template": template.name, "person": who, "text": text, "spans": spans}
+            yield {"template": template.name, "person": who, "text": text, "spans": spans}
 
 
 def _note(template: Template, maker: Maker, people: dict[str, list[Person]], use: int) -> tuple | None:
@@ -105,17 +122,19 @@ def _note(template: Template, maker: Maker, people: dict[str, list[Person]], use
     text = "".join(piece.text for piece in pieces)
     if "wrap" in template.flags:
         text = _wrapped(text, 64 + 4 * (use % 3))
+    if "broken" in template.flags:
+        text = re.sub(r"(?<=\S) (?=\S)", lambda _: "\n" if draw.random() < 0.07 else " ", text)
     spans, at = [], 0
     for piece in pieces:
         if piece.kind:
             spans.append({"start": at, "end": at + len(piece.text), "type": piece.kind})
         at += len(piece.text)
-    if leaks(text, spans) or _KEPT_OUT in text.lower():
+    if leaks(text, spans, FRESH_COMMON if isinstance(maker, FreshMaker) else COMMON) or _KEPT_OUT in text.lower():
         return None
     return who, text, spans
 
 
-def leaks(text: str, spans: list[dict]) -> list[str]:
+def leaks(text: str, spans: list[dict], common: set[str] = COMMON) -> list[str]:
     """Marked values that also stand where they are not marked: words of names, and whole values of other kinds."""
     parts, at = [], 0
     for span in spans:
@@ -128,7 +147,7 @@ def leaks(text: str, spans: list[dict]) -> list[str]:
         value = text[span["start"] : span["end"]].lower()
         if span["type"] == "name":
             words = {word for word in re.findall(r"[^\W\d_]+", value) if len(word) > 1}
-            found += sorted((words & outside) - COMMON)
+            found += sorted((words & outside) - common)
         elif span["type"] not in ("age", "date") and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", rest):
             found.append(value)
     return found
@@ -166,7 +185,7 @@ def _value(slot: str, cast: Cast, maker: Maker) -> Iterator[Piece]:
     elif kind == "pron":
         yield Piece(_pronoun(form, patient.sex))
     elif kind in ("drug", "job"):
-        yield Piece(draw.choice((DRUGS if kind == "drug" else "|".join(JOBS)).split("|")))
+        yield Piece(draw.choice(maker.pool(kind)))
     elif kind == "date":
         yield from _date(form, key, cast, maker)
     elif len(kind) == 1:
@@ -180,16 +199,21 @@ def _value(slot: str, cast: Cast, maker: Maker) -> Iterator[Piece]:
 
 def _thing(kind: str, form: str, cast: Cast, maker: Maker) -> str:
     if kind == "id":
-        return cast.people["p"].mrn if form == "mrn" else maker.fill(PATTERNS[form])
+        return cast.people["p"].mrn if form == "mrn" else maker.fill(maker.pattern(kind, form))
     if kind == "phone":
         form = form or maker.random.choice(["us", "us", "us", "intl"])
-        return maker.fill(PHONES[form])
+        number = maker.fill(maker.pattern(kind, form))
+        return said(number) if form == "said" else number
     if kind == "address":
         return maker.address(form)
     if kind == "org":
         return maker.organisation(form)
     if kind == "email":
         return maker.work_email() if form == "work" else maker.email(_who(form, cast, maker))
+    if isinstance(maker, FreshMaker) and kind in ("handle", "said", "saidmail"):
+        if kind == "said":
+            return said(maker.fill(maker.pattern("id", form)))
+        return (maker.handle if kind == "handle" else maker.said_email)(_who(form, cast, maker))
     return {"url": maker.url, "ip": maker.ip}[kind]()
 
 
@@ -250,6 +274,18 @@ def _person(letter: str, form: str, cast: Cast, maker: Maker) -> Piece:
         "upper": f"{first} {last}".upper(),
         "ini": ".".join(initials) + ".",
         "ini2": "".join(initials),
+        "ini3": f"{first[0]}{middle}{last[0]}",
+        "inil": f"{first[0]}. {last}",
+        "fi": f"{first} {last[0]}",
+        "lini": f"{last} {first[0]}",
+        "Lini": f"{last.upper()} {first[0]}",
+        "Lf": f"{last.upper()} {first}",
+        "fmm": f"{first} {who.middle} {last}",
+        "lcom": f"{last},{first}",
+        "dicom": f"{last}^{first}^{middle}".upper(),
+        "upl": last.upper(),
+        "user": plain(first)[:1] + plain(last),
+        "spell": "-".join(sign for sign in last.upper() if sign.isalpha()),
     }
     return Piece(forms[form], "name")
 
@@ -272,6 +308,8 @@ def _typed(pieces: list[Piece], template: Template, draw: random.Random) -> list
             else piece
             for piece in pieces
         ]
+    if "ocr" in template.flags:
+        pieces = [Piece(re.sub(r"[01lmO]", lambda m: _misread(m[0], draw), piece.text), piece.kind) for piece in pieces]
     return [piece for piece in pieces if piece.text]
 
 
@@ -282,6 +320,11 @@ def _slip(word: str, draw: random.Random) -> str:
     at = draw.randint(1, len(word) - 3)
     swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     return draw.choice([swapped, word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]])
+
+
+def _misread(sign: str, draw: random.Random) -> str:
+    """A sign as a machine reads it off a bad copy, now and then."""
+    return {"0": "O", "1": "l", "l": "1", "m": "rn", "O": "0"}[sign] if draw.random() < 0.05 else sign
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -295,11 +338,12 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def written() -> str:
-    """The whole file."""
-    return "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows())
+def written(made: Iterator[dict] | None = None) -> str:
+    """The whole file, of the first set if no rows are given."""
+    return "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in made or rows())
 
 
 if __name__ == "__main__":
     GOLD.parent.mkdir(parents=True, exist_ok=True)
     GOLD.write_text(written(), encoding="utf-8")
+    FRESH.write_text(written(fresh_rows()), encoding="utf-8")

@@ -8,8 +8,9 @@ numbers from the ranges that were never given out.
 import random
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from pathlib import Path
 
 from faker import Faker
 
@@ -175,6 +176,12 @@ HOLIDAYS = parts(
     "Christmas|Christmas Eve|Thanksgiving|New Year's Eve|Easter Monday|July 4th|Diwali|Halloween|Labor Day|Eid"
 )
 ONES = parts("one two three four five six seven eight nine")
+DIGITS = ["oh", *ONES]
+NTHS = parts(
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
+    "sixteenth seventeenth eighteenth nineteenth twentieth twenty-first twenty-second twenty-third twenty-fourth "
+    "twenty-fifth twenty-sixth twenty-seventh twenty-eighth twenty-ninth thirtieth thirty-first"
+)
 
 
 @dataclass(frozen=True)
@@ -211,6 +218,14 @@ class Maker:
         chosen = self.random.choice(pattern.split("|"))
         letters = {"#": "0123456789", "?": "ABCDEFGHJKLMNPRTUVWXYZ"}
         return "".join(self.random.choice(letters[sign]) if sign in letters else sign for sign in chosen)
+
+    def pattern(self, kind: str, form: str) -> str:
+        """The patterns of a kind of number."""
+        return {"id": PATTERNS, "phone": PHONES}[kind][form]
+
+    def pool(self, kind: str) -> list[str]:
+        """The drugs or the jobs."""
+        return {"drug": DRUGS.split("|"), "job": JOBS}[kind]
 
     def person(self, group: str, sex: str | None = None, words: bool = False) -> Person:
         """A new person: group is kid, adult, old or baby."""
@@ -391,3 +406,173 @@ class Maker:
 def spelt(age: int) -> str:
     """An age from 90 on in words."""
     return str(age) if age > 99 else "ninety" + (f"-{ONES[age - 91]}" if age > 90 else "")
+
+
+def lists(path: Path) -> dict[str, list[str]]:
+    """The lists of a file of `key = one|other` lines."""
+    found: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            key, values = line.split(" = ", 1)
+            found.setdefault(key, []).extend(values.split("|"))
+    return found
+
+
+def said(text: str) -> str:
+    """Digits and letters one by one, as they are spoken."""
+    return " ".join(DIGITS[int(sign)] if sign.isdigit() else sign for sign in text if sign.isalnum())
+
+
+class FreshMaker(Maker):
+    """Draws values for the fresh notes out of lists of their own, in more forms."""
+
+    def __init__(self, seed: int, values: dict[str, list[str]]) -> None:
+        super().__init__(seed)
+        self.values = values
+        for number, locale in enumerate(sorted(set(values["locales"]) | {"en_CA"}), start=500):
+            self.fakers[locale] = Faker(locale)
+            self.fakers[locale].seed_instance(seed * 1000 + number)
+
+    def one(self, key: str) -> str:
+        """An entry of a list."""
+        return self.random.choice(self.values[key])
+
+    def pattern(self, kind: str, form: str) -> str:
+        return "|".join(self.values[f"{kind}.{form}"])
+
+    def pool(self, kind: str) -> list[str]:
+        return self.values[f"{kind}s"]
+
+    def person(self, group: str, sex: str | None = None, words: bool = False) -> Person:
+        made = super().person(group, sex, words)
+        nick = NICKS.get(made.first, self.one("nicks"))
+        return replace(made, nick=nick, mrn=self.fill(self.pattern("id", "mrn")))
+
+    def _name(self, part: str, sex: str, words: bool) -> str:
+        key, chance = "last" if part == "last" else sex, self.random.random()
+        if chance < (0.6 if words else 0.08):
+            return self.one(f"words.{key}")
+        if chance > 0.8:
+            return self.one(f"elsewhere.{key}")
+        faker = self.fakers[self.one("locales")]
+        name = (
+            faker.last_name if part == "last" else faker.first_name_female if sex == "f" else faker.first_name_male
+        )()
+        return name if len(name) > 1 else self._name(part, sex, words)
+
+    def fill(self, pattern: str) -> str:
+        """As before, with `*` for the digits that an area code may begin with."""
+        return super().fill(re.sub(r"\*", lambda _: str(self.random.randint(2, 9)), pattern))
+
+    def town(self, land: str = "") -> str:
+        """A town of the United Kingdom, of the United States, or of anywhere."""
+        land = land or self.random.choice(["uk", "us", "uk", "us", "world"])
+        if land == "world" or self.random.random() < 0.7:
+            return self.one(f"towns.{land}")
+        return self.fakers["en_GB" if land == "uk" else "en_US"].city()
+
+    def address(self, form: str) -> str:
+        draw, number = self.random, self.random.randint(1, 240)
+        land = {"code": "uk", "lines": "uk", "zip": "us", "uslines": "us"}.get(form) or draw.choice(["uk", "us"])
+        land = form if form in ("uk", "us") else land
+        faker = self.fakers["en_GB" if land == "uk" else "en_US"]
+        street = f"{number}{draw.choice(['', '', '', 'A', 'b'])} {self.one('streets')}"
+        if draw.random() < 0.4:
+            street = " ".join(faker.street_address().split())
+        flats = [f"Flat {number % 30 + 1}, ", f"Apt {number % 9 + 1}C, ", f"{self.one('houses')}, "]
+        flat = draw.choice(["", "", "", *flats])
+        code, town = faker.postcode(), self.town(land)
+        place = f"{town}, {code}" if land == "uk" else f"{town}, {self.one('states')} {code}"
+        forms = {
+            "city": self.town(),
+            "citystate": f"{self.town('us')}, {self.one('states')}",
+            "code": code,
+            "zip": code,
+            "road": self.one("streets"),
+            "house": f"{self.one('houses')}, {self.one('streets')}",
+            "room": f"{draw.choice(['Room', 'Rm', 'Flat', 'Unit', 'Bungalow'])} {number % 48 + 1}",
+            "street": f"{flat}{street}",
+            "partial": draw.choice([
+                street, f"corner of {self.one('streets')} and {self.one('streets')}", f"{self.one('streets')}, {town}",
+                f"top floor, {street}", f"{town} {code}", f"the flats on {self.one('streets')}",
+            ]),
+            "pobox": f"{draw.choice(['P.O. Box', 'PO Box', 'Freepost'])} {number}, {place}",
+            "lines": f"{flat}{street}\n{town}\n{code}",
+            "uslines": f"{flat}{street}\n{place}",
+        }  # fmt: skip
+        return forms.get(form, f"{flat}{street}, {place}")
+
+    def organisation(self, kind: str) -> str:
+        last, other = (self._name("last", "f", False) for _ in "12")
+        place, firms = self.one("places"), [self.one("firms"), self.fakers[self.one("locales")].company()]
+        values = {
+            "place": place,
+            "saint": self.one("saints"),
+            "town": self.town(self.random.choice(["uk", "us"])),
+            "last": last,
+            "other": other,
+            "word": self.one("words.f"),
+            "number": self.random.randint(9, 990),
+            "firm": self.random.choice(firms),
+            "abbr": "".join(word[0] for word in place.split()),
+        }
+        return self.one(f"org.{kind}").format(**values)
+
+    def email(self, person: Person) -> str:
+        first, last, number = plain(person.first) or "me", plain(person.last) or "x", self.random.randint(2, 98)
+        local = self.random.choice([
+            f"{first}.{last}", f"{first[0]}.{last}", f"{last}{first[0]}", f"{first}-{last}",
+            f"{last.upper()}.{first.upper()}", f"{first}_{last}{number}", f"{plain(person.nick)}{number}",
+            f"{first}{last[0]}{person.born:%y}",
+        ])  # fmt: skip
+        return f"{local}@{self.one('hosts')}"
+
+    def said_email(self, person: Person) -> str:
+        """A mail address as it is spoken."""
+        return f"{plain(person.first)} dot {plain(person.last)} at {self.one('hosts').replace('.', ' dot ')}"
+
+    def handle(self, person: Person) -> str:
+        """A name on a social network."""
+        first, last = plain(person.first), plain(person.last)
+        return self.random.choice([
+            f"@{first}_{last[:3]}{self.fill('##')}", f"{first}{last}{person.born:%y}",
+            f"@the.real.{plain(person.nick)}",
+        ])  # fmt: skip
+
+    def work_email(self) -> str:
+        end = self.random.choice(["nhs.example", "example", "test"])
+        return f"{self.one('desks')}@{plain(self.one('places'))}.{end}"
+
+    def url(self) -> str:
+        host = f"{plain(self.one('places'))}.example"
+        return self.random.choice([
+            f"https://visit.{host}/room/{self.fill('??##-####')}", f"https://{host}/pacs?uid=1.2.826.{self.fill('######')}",
+            f"{host}/r/{self.fill('?#?#?#')}", f"http://www.{host}/staff/{plain(self._name('last', 'f', False))}",
+            f"https://www.fundme.example/{plain(self._name('first', 'f', False))}-{self.fill('####')}",
+        ])  # fmt: skip
+
+    def date(self, form: str, day: date, moment: int) -> str:
+        month, either = MONTHS[day.month - 1], self.random.choice
+        short, week = month[:3], DAYS[day.weekday()]
+        nth = super().date("nth", day, moment)
+        forms = {
+            "uk": f"{day:%d/%m/%Y}",
+            "uk2": either([f"{day.day}/{day.month}/{day:%y}", f"{day:%d/%m/%y}"]),
+            "ukd": either([f"{day.day}/{day.month}", f"{day:%d/%m}"]),
+            "dmon": either([f"{day.day} {short}", f"{nth} {short}", f"{day.day} {month}"]),
+            "wdmon": either([f"{week[:3]} {day.day} {short}", f"{week} {day.day} {month}", f"{week} the {nth}"]),
+            "wdfull": either([f"{week}, {day.day} {month} {day.year}", f"{week}, {month} {day.day}, {day.year}"]),
+            "wdsh": {"Tue": "Tues", "Wed": "Weds", "Thu": "Thurs"}.get(week[:3], week[:3]),
+            "mil": either([f"{day:%d}{short.upper()}{day.year}", f"{day.day} {short.upper()} {day:%y}"]),
+            "comp": f"{day:%Y%m%d}",
+            "slash": f"{day:%Y/%m/%d}",
+            "hyph": either([f"{day:%d-%m-%Y}", f"{day.day}-{day.month}-{day:%y}"]),
+            "apos": f"{nth} {either([month, short])} '{day:%y}",
+            "month": month,
+            "hol": self.one("holidays"),
+            "said": either([
+                f"{month} {NTHS[day.day - 1]}", f"the {NTHS[day.day - 1]} of {month}".removeprefix("the "),
+                f"{month} {NTHS[day.day - 1]} {day.year}",
+            ]),
+        }  # fmt: skip
+        return forms[form] if form in forms else super().date(form, day, moment)

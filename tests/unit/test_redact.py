@@ -28,13 +28,13 @@ from schoolhouse.prepare.redaction.dates import Dates, nearest
 from schoolhouse.prepare.redaction.engine import Finder
 from schoolhouse.prepare.redaction.keys import is_sealed, sealed, secret_from
 from schoolhouse.prepare.redaction.language import load_languages
-from schoolhouse.prepare.redaction.measure import half_of
+from schoolhouse.prepare.redaction.measure import Figures, Marked, half_of, read_gold
 from schoolhouse.prepare.redaction.people import People
 from schoolhouse.prepare.redaction.reversal import REVERSAL, reverse
 from schoolhouse.prepare.redaction.review import original
 from schoolhouse.prepare.redaction.rules import Rules
 from schoolhouse.prepare.redaction.spans import Span, covered, grown, settle
-from schoolhouse.prepare.redaction.surrogates import Surrogates
+from schoolhouse.prepare.redaction.surrogates import Put, Surrogates
 from schoolhouse.prepare.redaction.tagger import Tagger, _kind
 from schoolhouse.text.redaction import below, gate, shortfalls
 from schoolhouse.text.sourced import Document, Origin, read_documents, write_documents
@@ -300,6 +300,35 @@ def test_what_a_date_lacks_comes_from_the_nearest_whole_one():
     whole = [(10, date(2020, 1, 1)), (50, date(2021, 1, 1))]
     assert [nearest(whole, place).year for place in (0, 20, 60)] == [2020, 2020, 2021]
     assert nearest([], 3) is None
+
+
+def test_a_number_that_a_network_takes_for_a_part_of_a_name_goes_as_well():
+    text = "contact: Ann Quellbach 667-555-0118"
+    name = span(9, len(text), by="tagger", score=0.93)
+    spans = settle(text, [name, span(23, len(text), "phone", score=0.9)])
+    assert [(s.type, s.inside(text)) for s in spans] == [("name", "Ann Quellbach"), ("phone", "667-555-0118")]
+    assert [s.type for s in settle(text, [name])] == ["name", "id"]
+    whole, _ = Surrogates(SECRET, "surrogate", ENGLISH).replace(text, [name], "p")
+    assert not {"667", "0118", "Quellbach"} & set(re.findall(r"\w+", whole))
+
+
+def test_what_is_covered_and_stands_there_all_the_same_was_not_found():
+    marked = Marked("x", "Ann Doctor, MRN 4471209", ((0, 10, "name"), (16, 23, "id")), "p", "dev")
+    spans = [span(0, 10), span(16, 23, "id")]
+    good, bad = Figures(), Figures()
+    good.add(marked, spans, ("Ost Ham, MRN 9912345", [Put(spans[0], 0, 7), Put(spans[1], 13, 20)]))
+    bad.add(marked, spans, ("Ost Doctor, MRN 4471209", [Put(spans[0], 0, 10), Put(spans[1], 16, 23)]))
+    assert (good.found["name"], good.found["id"]) == ([1, 1], [1, 1])
+    assert (bad.found["name"], bad.found["id"]) == ([0, 1], [0, 1])
+
+
+def test_where_some_texts_say_their_half_the_others_are_not_the_test(tmp_path):
+    path = tmp_path / "gold.jsonl"
+    write(path, [*GOLD, {**GOLD[0], "half": "test"}])
+    assert [row.half for row in read_gold([path])] == ["dev", "dev", "test"]
+    write(path, [{**GOLD[0], "half": "third"}])
+    with pytest.raises(DataError, match="'third': it is dev or test"):
+        read_gold([path])
 
 
 def test_surrogates_keep_form_and_are_the_same_for_the_same():

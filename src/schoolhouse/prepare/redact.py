@@ -26,7 +26,7 @@ from schoolhouse.prepare.redaction.crew import Crew
 from schoolhouse.prepare.redaction.engine import Finder
 from schoolhouse.prepare.redaction.keys import secret_of
 from schoolhouse.prepare.redaction.language import load_languages, rules_files
-from schoolhouse.prepare.redaction.measure import SHIPPED, Figures, measure, read_gold, read_reviews
+from schoolhouse.prepare.redaction.measure import Figures, measure, read_gold, read_reviews, shipped
 from schoolhouse.prepare.redaction.people import People
 from schoolhouse.prepare.redaction.report import DOUBTFUL, Measured, Tally, card, write_findings
 from schoolhouse.prepare.redaction.reversal import REVERSAL, Reversal, skip
@@ -80,15 +80,15 @@ def check(config: Config) -> None:
         if not Path(path).is_file():
             raise RecipeError(f"there is no file {path}; gold and reviewed name JSONL files")
     if config.gold is not None:
-        read_gold(Path(config.gold))
+        read_gold([Path(config.gold)])
     if config.reviewed is not None:
         read_reviews(Path(config.reviewed))
 
 
 def fingerprint(config: Config) -> str:
     """What the result depends on beside the recipe: rules, gold set, marks, and which key it is."""
-    files = [*rules_files(config.rules), _gold(config), *(Path(p) for p in [config.reviewed] if p)]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path is not None]
+    files = [*rules_files(config.rules), *_gold(config), *(Path(p) for p in [config.reviewed] if p)]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return hashlib.sha256("\n".join([*digests, secret_of(config.key_env, config.key_file).mark]).encode()).hexdigest()
 
 
@@ -97,10 +97,8 @@ def memory_bytes(config: Config, inputs_meta: Mapping[str, Mapping[str, object]]
     return _BYTES
 
 
-def _gold(config: Config) -> Path | None:
-    if config.gold is not None:
-        return Path(config.gold)
-    return SHIPPED if config.language == "en" and SHIPPED.is_file() else None
+def _gold(config: Config) -> list[Path]:
+    return [Path(config.gold)] if config.gold is not None else shipped(config.language)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], run: Run, out: Draft) -> None:
@@ -172,15 +170,14 @@ def _warn(run: Run, below: Iterable[str]) -> None:
 
 def _figures(config: Config, finder: Finder) -> dict[str, Figures]:
     """What measuring on both halves of the gold set gives."""
-    gold = _gold(config)
-    rows = read_gold(gold) if gold is not None else []
+    rows = read_gold(_gold(config))
     halves = {half: [row for row in rows if row.half == half] for half in ("dev", "test")}
     return {half: measure(finder, part, config.language) if part else Figures() for half, part in halves.items()}
 
 
 def _measured(config: Config, figures: Mapping[str, Figures], marks: Marks | None) -> Measured:
     reviewed, precision = marks.shares() if marks is not None else (None, [0, 0])
-    name = "none" if _gold(config) is None else "your own" if config.gold else "the shipped one"
+    name = "your own" if config.gold else "the shipped one" if _gold(config) else "none"
     return Measured(figures["test"], figures["dev"], name, reviewed, precision, config.recall)
 
 

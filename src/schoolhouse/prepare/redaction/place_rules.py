@@ -49,6 +49,9 @@ def address_rules(language: Language) -> Iterator[Rule]:
     yield rule("address", 0.72, rf"(?<!\w)(?P<x>{town},[ \t]*(?:{state}|{region}))(?!\w)", strange)
     yield rule("address", 0.9, rf"(?<!\w)(?P<x>{town}{_LINE}[A-Z]{{2,3}}[ \t]+{code})(?!\w)")
     yield rule("address", 0.85, rf"(?<!\w)(?P<x>{town}(?:,[ \t]*{town})?,?[ \t]+{code})(?!\w)", strange)
+    zip = r"\d{5}(?:-\d{4})?(?!\w|[.,]\d)"
+    beside = rf"(?<=,)[ \t]+(?P<x>{town},?[ \t]+{zip}|{zip}[ \t]+{town})(?!\w)"
+    yield rule("address", 0.85, beside, _beside_a_zip(language))
     yield rule("address", 0.9, r"(?<![\w\-])\d{5}-\d{4}(?![\w\-])")
     yield rule("address", 0.9, r"(?<!\w)[A-Z]{1,2}\d[A-Z\d]?[ ]\d[A-Z]{2}(?!\w)|(?<!\w)[A-Z]\d[A-Z][ ]?\d[A-Z]\d(?!\w)")
     yield rule("address", 0.7, rf"(?<!\w)(?P<x>{unit})(?!\w)", _named_unit)
@@ -115,6 +118,17 @@ def _streets(match: re.Match[str]) -> Part | None:
 def _named_unit(match: re.Match[str]) -> Part | None:
     """`Apt 4B` is a part of an address, `#30` may be the number of anything."""
     return None if match["x"].startswith("#") else match.span("x")
+
+
+def _beside_a_zip(language: Language) -> Keep:
+    """Towns may be made of plain words (Hollow Creek); a single plain word beside a number is what is counted."""
+
+    def keep(match: re.Match[str]) -> Part | None:
+        words = re.findall(rf"{LETTER}+", match["x"])
+        told = len(words) > 1 or not language.is_term(words[0])
+        return match.span("x") if told and any(c.islower() for c in match["x"]) else None
+
+    return keep
 
 
 def _no_plain(language: Language) -> Keep:

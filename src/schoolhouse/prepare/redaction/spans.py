@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,8 @@ _JOINED = ("name", "address", "organisation")  # types of which neighbours are o
 _GAP = 3  # characters between two spans that are one
 _BRIDGE = 24  # characters of an address between two parts that were found
 _INNER = "-'\u2019_@"  # characters that stand within a word
+_NUMBER = re.compile(r"(?<!\w)\d[\d() .\-/]*\d{2}(?!\w)")
+_NUMBER_SCORE = 0.5  # less than what a rule says that knows which number it is
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def settle(text: str, found: Iterable[Span]) -> list[Span]:
     of one type are joined if no more than a comma or a blank lies between them.
     """
     whole = [span for given in found if (span := grown(text, given)) is not None]
-    whole = _united(whole)
+    whole = _united([part for span in whole for part in _parted(text, span)])
     taken: list[Span] = []
     for span in sorted(whole, key=lambda s: (-s.score, s.start - s.end, s.start, s.type)):
         for i, other in enumerate(taken):
@@ -79,6 +82,15 @@ def settle(text: str, found: Iterable[Span]) -> list[Span]:
             if rest is not None:
                 taken.append(rest)
     return _joined(text, sorted(taken, key=lambda s: s.start))
+
+
+def _parted(text: str, span: Span) -> list[Span]:
+    """A name without the numbers that a recogniser took for a part of it, which are spans of their own."""
+    numbers = list(_NUMBER.finditer(text, span.start, span.end)) if span.type == "name" else []
+    if not numbers:
+        return [span]
+    out = [Span(n.start(), n.end(), "id", span.by, min(span.score, _NUMBER_SCORE)) for n in numbers]
+    return [*out, *(replace(span, start=a, end=b) for a, b in _free(span, out) if any(map(str.isalpha, text[a:b])))]
 
 
 def _united(spans: Sequence[Span]) -> list[Span]:

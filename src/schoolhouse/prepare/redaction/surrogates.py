@@ -151,6 +151,7 @@ class Surrogates:
                 return ""
             return self._invented(word)
 
+        was = re.sub(r"\d+", lambda number: self._shape(number[0]), was)
         new = re.sub(r"\s{2,}", " ", _WORD_OR_BREAK.sub(one, was)) if "\n" not in was else _WORD_OR_BREAK.sub(one, was)
         new = new.strip(" ,.")
         return new if re.search(r"\w", new) else self._invented("X")
