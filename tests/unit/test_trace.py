@@ -461,17 +461,21 @@ def test_places_of_texts_to_pretrain_on_are_kept(house, tmp_path):
 def test_statements_of_redaction_privacy_and_terms_are_passed_on(house, capsys):
     def fill(draft):
         write_rows(draft.path / "conversations.jsonl", [talk(SENTENCE, "yes")])
-        draft.meta |= {"redaction": {"recall": {"name": [98, 100]}}, "terms": ["be good"], "licence": {"id": "MIT"}}
+        draft.meta |= {
+            "redaction": {"recall": {"name": [98, 100]}},
+            "endpoint_terms": ["be good"],
+            "licence": {"id": "MIT"},
+        }
 
     house.make("data", "prepare.traces", fill)
     house.model("taught", ["data"], data="data")
     (data,) = house.trace("taught")["learnt_from"]
     assert data["licence"] == "MIT"
-    assert data["statements"] == {"redaction": {"recall": {"name": [98, 100]}}, "terms": ["be good"]}
+    assert data["statements"] == {"redaction": {"recall": {"name": [98, 100]}}, "endpoint_terms": ["be good"]}
     app(["trace", house.made["taught"].id, "--home", str(house.home)], standalone_mode=False)
     said = capsys.readouterr().out
     assert "name 0.980 (98 of 100" in said
-    assert "data, terms: be good" in said
+    assert "data, endpoint_terms: be good" in said
 
 
 def test_json_is_printed_for_machines_and_the_text_comes_from_standard_input(school, capsys, monkeypatch):

@@ -9,9 +9,9 @@ from typing import Any
 
 from schoolhouse import __version__
 from schoolhouse.core.artifact import Artifact, Draft
+from schoolhouse.text.records import ENDPOINT_TERMS
 
 CARD = "README.md"
-ENDPOINT_TERMS = "endpoint_terms"
 SAID = {
     ENDPOINT_TERMS: "## Terms of endpoints\n\nIt learnt from replies given under these terms, as recipes say:",
     "privacy": "## Differential privacy\n\nWhat the weights can tell of what a stage learnt from is bounded so:",

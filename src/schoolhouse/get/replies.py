@@ -21,7 +21,6 @@ from schoolhouse.core.errors import RecipeError, Stopped
 from schoolhouse.core.run import Run
 from schoolhouse.get.endpoint import Endpoint, Said, Spent, ask_all, check_key
 from schoolhouse.get.fetch import cache_folder
-from schoolhouse.get.lineage import ENDPOINT_TERMS
 from schoolhouse.infer.engine import Engine
 from schoolhouse.infer.sampler import Sampling
 from schoolhouse.model.weights import load_model
@@ -29,7 +28,7 @@ from schoolhouse.tasks.load import TaskSpec, check_weights, complaints, load_tas
 from schoolhouse.tasks.load import fingerprint as tasks_fingerprint
 from schoolhouse.tasks.task import Example, Task
 from schoolhouse.text.chat import ChatFormat
-from schoolhouse.text.records import REPLIES, read_rows, write_rows
+from schoolhouse.text.records import ENDPOINT_TERMS, REPLIES, read_rows, write_rows
 
 TOGETHER = 64  # questions to a model that lies here, between two files
 _DRAWS = 20  # tries for each question that is wanted

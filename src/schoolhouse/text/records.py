@@ -10,6 +10,7 @@ from schoolhouse.core.errors import DataError
 
 CONVERSATIONS = "conversations.jsonl"  # the file of a stage that makes conversations
 REPLIES = "replies.jsonl"  # the file of a stage that asked for replies which nobody has judged yet
+ENDPOINT_TERMS = "endpoint_terms"  # the fact of a stage that asked an endpoint: under which terms it replied
 SOURCES = "sources.jsonl"  # which files a stage read from outside, each {"file", "sha256"}, in the order of reading
 ROLES = ("system", "user", "assistant")
 

@@ -30,6 +30,7 @@ from schoolhouse.text.language import check_language, share_in
 from schoolhouse.text.preferences import RATINGS, Rating, write_ratings
 from schoolhouse.text.records import (
     CONVERSATIONS,
+    ENDPOINT_TERMS,
     REPLIES,
     Conversation,
     read_conversations,
@@ -243,7 +244,10 @@ def _card(harvest: Harvest, beside: int, speaker: Artifact) -> str:
         "",
         f"- Every reply was written by {_speaker(speaker)} and judged by the question's task; nobody",
         "  read it.",
-        *(f"- Terms of the endpoint, as the recipe stated them: {term}" for term in speaker.meta.get("terms", ())),
+        *(
+            f"- Terms of the endpoint, as the recipe stated them: {term}"
+            for term in speaker.meta.get(ENDPOINT_TERMS, ())
+        ),
         '- "rambling" replies repeat themselves; "one more" are right, too, but more than were asked for.',
         "- Questions are of the training split.",
         "",

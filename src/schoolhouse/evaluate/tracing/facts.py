@@ -13,7 +13,7 @@ from typing import Any
 from schoolhouse.evaluate.trace import Hit, Search, Trace
 from schoolhouse.evaluate.tracing.lineage import Lineage, Node
 from schoolhouse.evaluate.tracing.origin import Place
-from schoolhouse.text.records import SOURCES
+from schoolhouse.text.records import ENDPOINT_TERMS, SOURCES
 from schoolhouse.text.redaction import META
 
 MEANING = (
@@ -92,7 +92,7 @@ def _stated(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The licence, and what is stated of redaction, privacy and the terms of endpoints."""
     licence = meta.get("licence")
     redaction = meta.get(META)
-    lists = {key: meta[key] for key in ("terms", "privacy") if isinstance(meta.get(key), list)}
+    lists = {key: meta[key] for key in (ENDPOINT_TERMS, "privacy") if key in meta}
     return {
         "licence": licence.get("id") if isinstance(licence, Mapping) else licence,
         "statements": ({META: redaction} if isinstance(redaction, Mapping) else {}) | lists,
