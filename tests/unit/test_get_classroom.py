@@ -236,8 +236,8 @@ def test_broken_rows_are_where_the_truth_says(school):
 def test_few_exercises_of_a_level_are_left_out_rather_than_given_twice(tmp_path):
     large = make(tmp_path, people=400)
     counts = large.meta["levels"]
-    assert counts["language, level 1"] <= 2 * len(NOUNS)
-    assert large.meta["exercises"] < 400 * 3 * 10
+    assert counts["language, level 1"] <= 4 * len(NOUNS)
+    assert large.meta["exercises"] < 400 * 3 * 9
 
 
 def test_patients_are_refused_and_nothing_need_be_installed(monkeypatch):

@@ -19,13 +19,13 @@ from schoolhouse.get.hospital_tables import Told
 from schoolhouse.text.records import append_row, write_rows
 
 INVENTED = "School, pupils and marks are invented for an example; the exercises were written for it."
-TERMS = {1: (45, 55, 0, 0, 0), 2: (15, 15, 40, 30, 0), 3: (10, 15, 15, 20, 40)}
+TERMS = {1: (35, 65, 0, 0, 0), 2: (15, 15, 40, 30, 0), 3: (10, 15, 15, 20, 40)}
 """Term to how often each level is drawn: the new ones, and revision of those before."""
 
 COLUMNS = (
     "pupil", "name", "term", "level", "topic", "exercise", "steps", "result", "attempt", "right", "review", "hint",
 )  # fmt: skip
-_EACH_TERM = ((SUMS, 5), (LANGUAGE, 5))  # exercises of one pupil
+_EACH_TERM = ((SUMS, 5), (LANGUAGE, 4))  # exercises of one pupil
 _TRIES = 50
 _WRITTEN = {1: ("notebooks/term-1.csv", ","), 2: ("notebooks/term-2.csv", ";")}
 _LAST = "notebooks/term-3.jsonl"
@@ -172,8 +172,8 @@ def _guide() -> str:
     return "\n".join([
         "# Mtaala", "",
         "| Ngazi | Hesabu | Lugha |", "|---|---|---|",
-        "| 1 | kujumlisha na kutoa | wingi wa neno moja, -ngapi |",
-        "| 2 | hadithi ya hatua moja | jina na sifa |",
+        "| 1 | kujumlisha na kutoa | wingi wa neno moja, -ngapi, -angu, -zuri |",
+        "| 2 | hadithi ya hatua moja | jina na sifa, au -angu, -ako, -ake |",
         "| 3 | kuzidisha na kugawanya | namba kwa maneno |",
         "| 4 | hatua mbili, tarakimu mbili | sentensi yenye huyu, hiki, hili |",
         "| 5 | fedha | sentensi yenye -angu, -ako, -ake na kitendo |", "",

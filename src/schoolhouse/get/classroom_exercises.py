@@ -122,7 +122,7 @@ def _sum(level: int, text: str, *steps: Step, story: bool = True) -> Exercise:
 
 
 def _plain_sum(draw: random.Random) -> Exercise:
-    a, b = draw.randint(2, 15), draw.randint(2, 9)
+    a, b = draw.randint(2, 20), draw.randint(2, 9)
     if draw.random() < 0.5:
         return _sum(1, draw.choice([f"Hesabu: {a} + {b}.", f"Jumlisha {a} na {b}."]), Step(a, "+", b), story=False)
     a += b
@@ -278,20 +278,28 @@ def _class_of(noun: Noun, plural: bool) -> str:
 
 def _one_word(draw: random.Random) -> Exercise:
     noun = draw.choice(NOUNS)
-    if draw.random() < 0.5:
-        return _language(1, f"Andika wingi: {noun.singular}.", noun, _class_of(noun, True), _noun_word(noun, True))
-    right = noun.of.many
-    word = _word(right, *(other.of.many for other in (NOUN["embe"], NOUN["kitabu"], NOUN["mtoto"], NOUN["mti"])))
-    why = f"{noun.plural}: ngeli ya {noun.of.name}, {right}."
-    return _language(1, f"Jaza neno -ngapi: {noun.plural} ___?", noun, why, word)
+    return _language(1, f"Andika wingi: {noun.singular}.", noun, _class_of(noun, True), _noun_word(noun, True))
+
+
+def _filled(draw: random.Random) -> Exercise:
+    """A word in the right form, behind a plural."""
+    stem = draw.choice(["ngapi", "angu", "zuri"])
+    noun = draw.choice([noun for noun in NOUNS if stem != "angu" or noun.kind != "animal"])
+
+    def form(of: Noun, _: bool) -> str:
+        return {"ngapi": of.of.many, "angu": of.of.own("angu", True), "zuri": of.of.adjective_of("zuri", True)}[stem]
+
+    word = _agreeing(noun, True, form)
+    why = f"{noun.plural}: ngeli ya {noun.of.name}, {word.right}."
+    return _language(1, f"Jaza neno -{stem}: {noun.plural} ___.", noun, why, word)
 
 
 def _pair(draw: random.Random) -> Exercise:
     noun, plural = draw.choice(NOUNS), draw.random() < 0.6
-    stem = draw.choice(noun.adjectives)
+    stem = draw.choice(noun.adjectives if noun.kind == "animal" else (*noun.adjectives, *POSSESSIVES))
 
     def form(of: Noun, number: bool) -> str:
-        return of.of.adjective_of(stem, number)
+        return of.of.own(stem, number) if stem in POSSESSIVES else of.of.adjective_of(stem, number)
 
     at = noun.singular if plural else noun.plural
     text = f"Andika {'wingi' if plural else 'umoja'}: {at} {form(noun, not plural)}."
@@ -359,4 +367,4 @@ _SUMS = (
     (_plain_sum,), (_given, _given, _taken, _class, _farm), (_table, _each, _shared),
     (_given_and_sold, _each_and_sold, _two_digits), (_change, _two_goods),
 )  # fmt: skip
-_LANGUAGE = ((_one_word,), (_pair,), (_number,), (_this,), (_mine,))
+_LANGUAGE = ((_one_word, _filled, _filled), (_pair,), (_number,), (_this,), (_mine,))
